@@ -1,0 +1,89 @@
+package plan
+
+import (
+	"net/netip"
+
+	"berth"
+)
+
+// A Step is one change of the kernel. Every step may be done twice: a put
+// tolerates "already so", a drop "already gone".
+type Step interface{ step() }
+
+type (
+	// Transaction is one nftables transaction on table inet berth.
+	Transaction struct {
+		// Rebuild deletes the table, with all its elements, and makes it anew
+		// from ruleset.nft before Put.
+		Rebuild bool
+		// Remove deletes the table; Drop and Put are empty.
+		Remove bool
+		// Drop comes before Put. A key in both changes its value without a
+		// moment in between.
+		Drop, Put []Element
+	}
+
+	// PutLink makes a link, or brings the one that is there to shape. For a
+	// veth it makes both ends: the link named by Key gets its peer Inside,
+	// which stays down. An end that stands elsewhere or belongs to another
+	// pair of ours is made anew.
+	PutLink struct {
+		Key    LinkKey
+		Link   Link
+		Inside Link // the other end of a veth, at Link.Peer
+	}
+	// UpLink brings up a link that PutLink made down, or a loopback.
+	UpLink struct{ Key LinkKey }
+	// DropLinks deletes links of Berth's of one place, together.
+	DropLinks struct {
+		Place Place
+		Names []string
+	}
+
+	PutAddr  struct{ Key AddrKey }
+	DropAddr struct{ Key AddrKey }
+	PutRoute struct {
+		Key   RouteKey
+		Route Route
+	}
+	DropRoute struct {
+		Key   RouteKey
+		Route Route
+	}
+	PutRule  struct{ Key RuleKey }
+	DropRule struct{ Key RuleKey }
+
+	// SetSysctl writes Value. It is also how a sysctl is dropped: its Value is
+	// then the kernel's default.
+	SetSysctl struct {
+		Key   SysctlKey
+		Value string
+	}
+
+	// FlushConntrack forgets connections that must not outlive what changed:
+	// every entry from or to one of Addrs, and the UDP entries that were
+	// addressed to one of Ports.
+	FlushConntrack struct {
+		Addrs []netip.Addr
+		Ports []berth.PortKey
+	}
+)
+
+// An Element is an element of a set or map with its key.
+type Element struct {
+	ElemKey
+	Elem
+}
+
+func (Transaction) step()    {}
+func (PutLink) step()        {}
+func (UpLink) step()         {}
+func (DropLinks) step()      {}
+func (PutAddr) step()        {}
+func (DropAddr) step()       {}
+func (PutRoute) step()       {}
+func (DropRoute) step()      {}
+func (PutRule) step()        {}
+func (DropRule) step()       {}
+func (SetSysctl) step()      {}
+func (FlushConntrack) step() {}
