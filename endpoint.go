@@ -1,6 +1,7 @@
 package berth
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"time"
@@ -63,4 +64,14 @@ func (e Endpoint) addr(v4 bool) netip.Addr {
 		}
 	}
 	return netip.Addr{}
+}
+
+// ParseMAC parses a six-byte Ethernet address in any notation of
+// [net.ParseMAC].
+func ParseMAC(s string) (MAC, error) {
+	hw, err := net.ParseMAC(s)
+	if err != nil || len(hw) != 6 {
+		return MAC{}, fmt.Errorf("MAC address %q: %w", s, ErrInvalid)
+	}
+	return MAC(hw), nil
 }
