@@ -48,8 +48,7 @@ type LinkKey struct {
 // LinkKind is how a link is made.
 type LinkKind string
 
-// The kinds of link. A Loopback is never made or deleted, only brought up. A
-// Foreign link is somebody else's: used, never made, changed or deleted.
+// The kinds of link. A Loopback is never made or deleted, only brought up.
 const (
 	BridgeLink LinkKind = "bridge"
 	VethLink   LinkKind = "veth"

@@ -60,12 +60,19 @@ type (
 		Value string
 	}
 
+	// PutNetns makes a network namespace pinned in /run/netns under Name;
+	// DropNetns takes the pin away.
+	PutNetns  struct{ Name string }
+	DropNetns struct{ Name string }
+
 	// FlushConntrack forgets connections that must not outlive what changed:
 	// every entry from or to one of Addrs, and the UDP entries that were
-	// addressed to one of Ports.
+	// addressed to one of Ports. With Cut, the entries of Ports go whatever
+	// their protocol.
 	FlushConntrack struct {
 		Addrs []netip.Addr
 		Ports []berth.PortKey
+		Cut   bool
 	}
 )
 
@@ -86,4 +93,6 @@ func (DropRoute) step()      {}
 func (PutRule) step()        {}
 func (DropRule) step()       {}
 func (SetSysctl) step()      {}
+func (PutNetns) step()       {}
+func (DropNetns) step()      {}
 func (FlushConntrack) step() {}
