@@ -155,6 +155,22 @@ func add[K comparable, V any](into *map[K]V, from map[K]V) {
 	maps.Copy(*into, from)
 }
 
+func (s *State) link(k LinkKey, v Link)         { set(&s.Links, k, v) }
+func (s *State) addr(k LinkKey, p netip.Prefix) { set(&s.Addrs, AddrKey{k, p}, struct{}{}) }
+func (s *State) route(k RouteKey, v Route)      { set(&s.Routes, k, v) }
+func (s *State) rule(k RuleKey)                 { set(&s.Rules, k, struct{}{}) }
+func (s *State) sysctl(p Place, path, v string) { set(&s.Sysctls, SysctlKey{p, path}, v) }
+func (s *State) elem(name, key, v, comment string) {
+	set(&s.Elems, ElemKey{name, key}, Elem{v, comment})
+}
+
+func set[K comparable, V any](m *map[K]V, k K, v V) {
+	if *m == nil {
+		*m = map[K]V{}
+	}
+	(*m)[k] = v
+}
+
 // Empty reports whether s holds nothing.
 func (s State) Empty() bool { return !s.Table && s.Len() == 0 }
 

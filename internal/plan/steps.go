@@ -1,0 +1,365 @@
+package plan
+
+import (
+	"cmp"
+	"maps"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"berth"
+)
+
+// grants are the sets that open something; all others close, or say how an
+// opened packet is dressed.
+var grants = map[string]bool{
+	"within": true, "open": true,
+	"publish4": true, "publish6": true, "publish_any4": true, "publish_any6": true,
+}
+
+// Steps orders a Delta so that it can be cut anywhere and leaves the host no
+// more open than before or after: what opens goes out first and in last, what
+// closes goes in first and out last.
+//
+//	out: grants ─ rules, routes, addresses ─ links     ─ forwarding ─ guards
+//	in:  guards ─ forwarding ─ links, addresses, up, routes, rules  ─ grants
+func Steps(d Delta) []Step {
+	b := builder{d: d}
+	b.closeWays()
+	b.firstTransaction()
+	b.globalSysctls()
+	b.dropInside()
+	b.dropLinks()
+	b.putLinks()
+	b.lastGrants()
+	b.restoreSysctls()
+	b.lastGuards()
+	return b.steps
+}
+
+type builder struct {
+	d     Delta
+	steps []Step
+}
+
+func (b *builder) add(s ...Step) { b.steps = append(b.steps, s...) }
+
+// linkGoes reports whether dev's link is dropped and not put: what hangs on it
+// goes with it.
+func (b *builder) linkGoes(k LinkKey) bool {
+	_, drop := b.d.Drop.Links[k]
+	_, put := b.d.Put.Links[k]
+	return drop && !put
+}
+
+// closeWays takes back the sysctls that let 127.0.0.1 out.
+func (b *builder) closeWays() {
+	for _, k := range sorted(b.d.Drop.Sysctls, compareSysctl) {
+		if _, again := b.d.Put.Sysctls[k]; !again && isWay(k) && !b.linkGoes(LinkKey{k.Place, device(k.Path)}) {
+			b.add(SetSysctl{k, "0"})
+		}
+	}
+}
+
+// firstTransaction takes grants out and puts guards in, at once. A table that
+// is made anew gets its guards here and its grants when what they lead to is
+// there.
+func (b *builder) firstTransaction() {
+	t := Transaction{Rebuild: b.d.Put.Table}
+	for _, k := range sorted(b.d.Drop.Elems, compareElem) {
+		_, again := b.d.Put.Elems[k]
+		if !t.Rebuild && !b.d.Drop.Table && grants[k.Set] && !again {
+			t.Drop = append(t.Drop, Element{k, b.d.Drop.Elems[k]})
+		}
+	}
+	for _, k := range sorted(b.d.Put.Elems, compareElem) {
+		if grants[k.Set] {
+			continue
+		}
+		if old, was := b.d.Drop.Elems[k]; was && !t.Rebuild {
+			t.Drop = append(t.Drop, Element{k, old})
+		}
+		t.Put = append(t.Put, Element{k, b.d.Put.Elems[k]})
+	}
+	if t.Rebuild || len(t.Drop)+len(t.Put) > 0 {
+		b.add(t)
+	}
+}
+
+// globalSysctls writes what belongs to no link of ours: forwarding, and before
+// it what forwarding would turn off.
+func (b *builder) globalSysctls() {
+	var forward []Step
+	for _, k := range sorted(b.d.Put.Sysctls, compareSysctl) {
+		switch {
+		case isForward(k):
+			forward = append(forward, SetSysctl{k, b.d.Put.Sysctls[k]})
+		case strings.HasSuffix(k.Path, "/accept_ra") && b.d.Put.Sysctls[k] == "2":
+			b.add(SetSysctl{k, "2"})
+		}
+	}
+	b.add(forward...)
+}
+
+func (b *builder) dropInside() {
+	for _, k := range sorted(b.d.Drop.Rules, compareRule) {
+		b.add(DropRule{k})
+	}
+	for _, k := range sorted(b.d.Drop.Routes, compareRoute) {
+		if _, again := b.d.Put.Routes[k]; !again && !b.linkGoes(LinkKey{k.Place, k.Dev}) {
+			b.add(DropRoute{k, b.d.Drop.Routes[k]})
+		}
+	}
+	for _, k := range sorted(b.d.Drop.Addrs, compareAddr) {
+		if !b.linkGoes(k.Link) {
+			b.add(DropAddr{k})
+		}
+	}
+}
+
+// dropLinks deletes links, ends of one pair once, and forgets the connections
+// of addresses and ports that are gone. Endpoints go before bridges.
+func (b *builder) dropLinks() {
+	var ends, bridges []LinkKey
+	for _, k := range sorted(b.d.Drop.Links, compareLink) {
+		l := b.d.Drop.Links[k]
+		if !b.linkGoes(k) || l.Kind == Loopback {
+			continue
+		}
+		if l.Kind == BridgeLink {
+			bridges = append(bridges, k)
+			continue
+		}
+		// The peer dies with it. Of two ends the host's is named, else the
+		// first in order.
+		if b.linkGoes(l.Peer) && compareLink(l.Peer, k) < 0 {
+			continue
+		}
+		ends = append(ends, k)
+	}
+	b.dropByPlace(ends)
+	if f := flush(b.d); len(f.Addrs)+len(f.Ports) > 0 {
+		b.add(f)
+	}
+	b.dropByPlace(bridges)
+}
+
+func (b *builder) dropByPlace(keys []LinkKey) {
+	for i := 0; i < len(keys); {
+		step := DropLinks{Place: keys[i].Place}
+		for ; i < len(keys) && keys[i].Place == step.Place; i++ {
+			step.Names = append(step.Names, keys[i].Name)
+		}
+		b.add(step)
+	}
+}
+
+// flush derives the connections to forget: of addresses that left a sandbox,
+// and of ports that lead nowhere or elsewhere. Only UDP of the latter: a TCP
+// connection ends itself.
+func flush(d Delta) FlushConntrack {
+	var f FlushConntrack
+	for _, k := range sorted(d.Drop.Addrs, compareAddr) {
+		if _, again := d.Put.Addrs[k]; !again && k.Link.Place != Host {
+			f.Addrs = append(f.Addrs, k.Prefix.Addr())
+		}
+	}
+	for _, k := range sorted(d.Drop.Elems, compareElem) {
+		if p, ok := portOf(k); ok {
+			f.Ports = append(f.Ports, p)
+		}
+	}
+	return f
+}
+
+// portOf reads the key of a publish map back.
+func portOf(k ElemKey) (berth.PortKey, bool) {
+	var p berth.PortKey
+	parts := strings.Split(k.Key, " . ")
+	switch {
+	case k.Set == "publish_any4" && len(parts) == 2:
+		p.HostIP = netip.IPv4Unspecified()
+	case k.Set == "publish_any6" && len(parts) == 2:
+		p.HostIP = netip.IPv6Unspecified()
+	case (k.Set == "publish4" || k.Set == "publish6") && len(parts) == 3:
+		p.HostIP, _ = netip.ParseAddr(parts[0])
+		parts = parts[1:]
+	default:
+		return p, false
+	}
+	n, err := strconv.ParseUint(parts[1], 10, 16)
+	p.Protocol, p.HostPort = berth.Protocol(parts[0]), uint16(n)
+	return p, err == nil && p.HostIP.IsValid()
+}
+
+// putLinks makes links, closes their interfaces, gives them addresses and only
+// then brings them up.
+func (b *builder) putLinks() {
+	done := map[LinkKey]bool{}
+	up := map[LinkKey]bool{}
+	order := sorted(b.d.Put.Links, func(x, y LinkKey) int {
+		// Bridges before their ports.
+		return cmp.Or(cmp.Compare(rank(b.d.Put.Links[x]), rank(b.d.Put.Links[y])), compareLink(x, y))
+	})
+	for _, k := range order {
+		l := b.d.Put.Links[k]
+		switch {
+		case l.Kind == Loopback:
+			up[k] = true
+		case l.Kind == BridgeLink:
+			b.add(PutLink{Key: k, Link: l})
+		case !done[k]:
+			inside, ok := b.d.Put.Links[l.Peer]
+			if !ok {
+				inside = Link{Kind: VethLink, Alias: l.Alias, MTU: l.MTU, Peer: k, Up: true}
+			}
+			done[k], done[l.Peer] = true, true
+			b.add(PutLink{Key: k, Link: l, Inside: inside})
+			up[l.Peer] = inside.Up
+		}
+	}
+	b.linkSysctls()
+	for _, k := range sorted(b.d.Put.Addrs, compareAddr) {
+		b.add(PutAddr{k})
+	}
+	for _, k := range sorted(up, compareLink) {
+		if up[k] {
+			b.add(UpLink{k})
+		}
+	}
+	for _, k := range sorted(b.d.Put.Routes, compareRoute) {
+		b.add(PutRoute{k, b.d.Put.Routes[k]})
+	}
+	for _, k := range sorted(b.d.Put.Rules, compareRule) {
+		b.add(PutRule{k})
+	}
+}
+
+// rank sorts links into the order they are made in.
+func rank(l Link) int {
+	if l.Kind == BridgeLink {
+		return 0
+	}
+	return 1
+}
+
+// linkSysctls writes what belongs to a link and opens nothing.
+// disable_ipv6 comes first: it wipes what stands below it.
+func (b *builder) linkSysctls() {
+	keys := slices.DeleteFunc(slices.Collect(maps.Keys(b.d.Put.Sysctls)), func(k SysctlKey) bool {
+		return isForward(k) || isWay(k) || strings.HasSuffix(k.Path, "/accept_ra") && b.d.Put.Sysctls[k] == "2"
+	})
+	slices.SortFunc(keys, func(x, y SysctlKey) int {
+		xd, yd := strings.HasSuffix(x.Path, "/disable_ipv6"), strings.HasSuffix(y.Path, "/disable_ipv6")
+		if xd != yd {
+			if xd {
+				return -1
+			}
+			return 1
+		}
+		return compareSysctl(x, y)
+	})
+	for _, k := range keys {
+		b.add(SetSysctl{k, b.d.Put.Sysctls[k]})
+	}
+}
+
+// lastGrants opens what is wanted: new grants, and grants that change in place.
+func (b *builder) lastGrants() {
+	var t Transaction
+	for _, k := range sorted(b.d.Put.Elems, compareElem) {
+		if !grants[k.Set] {
+			continue
+		}
+		if old, was := b.d.Drop.Elems[k]; was && !b.d.Put.Table {
+			t.Drop = append(t.Drop, Element{k, old})
+		}
+		t.Put = append(t.Put, Element{k, b.d.Put.Elems[k]})
+	}
+	if len(t.Put) > 0 {
+		b.add(t)
+	}
+	for _, k := range sorted(b.d.Put.Sysctls, compareSysctl) {
+		if isWay(k) {
+			b.add(SetSysctl{k, b.d.Put.Sysctls[k]})
+		}
+	}
+}
+
+// restoreSysctls puts global sysctls back to what they were before Berth.
+func (b *builder) restoreSysctls() {
+	for _, k := range sorted(b.d.Drop.Sysctls, compareSysctl) {
+		if _, again := b.d.Put.Sysctls[k]; again {
+			continue
+		}
+		if isForward(k) {
+			b.add(SetSysctl{k, "0"})
+		} else if strings.HasSuffix(k.Path, "/accept_ra") && b.d.Drop.Sysctls[k] == "2" {
+			b.add(SetSysctl{k, "1"})
+		}
+	}
+}
+
+// lastGuards takes guards out when nothing is left behind them.
+func (b *builder) lastGuards() {
+	if b.d.Drop.Table {
+		b.add(Transaction{Remove: true})
+		return
+	}
+	var t Transaction
+	for _, k := range sorted(b.d.Drop.Elems, compareElem) {
+		if _, again := b.d.Put.Elems[k]; !grants[k.Set] && !again && !b.d.Put.Table {
+			t.Drop = append(t.Drop, Element{k, b.d.Drop.Elems[k]})
+		}
+	}
+	if len(t.Drop) > 0 {
+		b.add(t)
+	}
+}
+
+func isForward(k SysctlKey) bool {
+	return k.Place == Host && (k.Path == Forward4 || k.Path == Forward6)
+}
+
+func isWay(k SysctlKey) bool { return strings.HasSuffix(k.Path, "/route_localnet") }
+
+// device is the interface that a path below net/ipv4/conf or net/ipv6/conf is
+// about. Names may hold dots, never slashes.
+func device(path string) string {
+	parts := strings.Split(path, "/")
+	if len(parts) == 5 && parts[2] == "conf" {
+		return parts[3]
+	}
+	return ""
+}
+
+func sorted[K comparable, V any](m map[K]V, by func(a, b K) int) []K {
+	return slices.SortedFunc(maps.Keys(m), by)
+}
+
+func compareLink(a, b LinkKey) int {
+	return cmp.Or(cmp.Compare(a.Place, b.Place), cmp.Compare(a.Name, b.Name))
+}
+
+func compareAddr(a, b AddrKey) int {
+	return cmp.Or(compareLink(a.Link, b.Link), a.Prefix.Addr().Compare(b.Prefix.Addr()), cmp.Compare(a.Prefix.Bits(), b.Prefix.Bits()))
+}
+
+// compareRoute puts a subnet's route before the gateway's that needs it.
+func compareRoute(a, b RouteKey) int {
+	return cmp.Or(cmp.Compare(a.Place, b.Place), cmp.Compare(a.Table, b.Table), cmp.Compare(b.Dst.Bits(), a.Dst.Bits()),
+		a.Dst.Addr().Compare(b.Dst.Addr()), cmp.Compare(a.Dev, b.Dev), cmp.Compare(a.Metric, b.Metric))
+}
+
+func compareRule(a, b RuleKey) int {
+	return cmp.Or(cmp.Compare(a.Place, b.Place), cmp.Compare(a.Priority, b.Priority), a.From.Addr().Compare(b.From.Addr()))
+}
+
+func compareSysctl(a, b SysctlKey) int {
+	return cmp.Or(cmp.Compare(a.Place, b.Place), cmp.Compare(a.Path, b.Path))
+}
+
+func compareElem(a, b ElemKey) int {
+	return cmp.Or(cmp.Compare(a.Set, b.Set), cmp.Compare(a.Key, b.Key))
+}
