@@ -24,7 +24,9 @@ type Options struct {
 	// Commands, if set, is given every change of the kernel before it is made,
 	// as a script of ip, bridge, nft, sysctl and conntrack commands.
 	Commands func(script string)
-	Log      *slog.Logger // default: discard
+	// Notice, if set, is told what a user should know and is no error.
+	Notice func(text string)
+	Log    *slog.Logger // default: discard
 }
 
 // A Pool is a prefix that is cut into subnets of Size bits.

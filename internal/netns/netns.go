@@ -66,6 +66,9 @@ func (n *NS) Close() error { return n.file.Close() }
 // FD is the open file of the namespace, valid until Close.
 func (n *NS) FD() int { return int(n.file.Fd()) }
 
+// File is the open file of the namespace; Close closes it.
+func (n *NS) File() *os.File { return n.file }
+
 // Cookie is the namespace's identity within one boot.
 func (n *NS) Cookie() uint64 { return n.cookie }
 

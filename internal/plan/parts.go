@@ -75,9 +75,7 @@ func Network(n berth.Network, published bool) State {
 		prefixes = append(prefixes, sub.Prefix)
 	}
 	s.border(n, n.Bridge, prefixes)
-	if published {
-		s.loopbackWay(n, n.Bridge)
-	}
+	s.loopbackWay(n, n.Bridge, published)
 	return s
 }
 
@@ -109,12 +107,16 @@ func (s *State) border(n berth.Network, dev string, prefixes []netip.Prefix) {
 
 // loopbackWay lets the host's 127.0.0.1 and ::1 lead through a published port.
 // Without the table it would let a sandbox reach the host's loopback, so it is
-// there only while a port is published.
-func (s *State) loopbackWay(n berth.Network, dev string) {
+// open only while a port is published.
+func (s *State) loopbackWay(n berth.Network, dev string, published bool) {
 	if n.Has4() {
-		s.sysctl(Host, "net/ipv4/conf/"+dev+"/route_localnet", "1")
+		v := "0"
+		if published {
+			v = "1"
+		}
+		s.sysctl(Host, "net/ipv4/conf/"+dev+"/route_localnet", v)
 	}
-	if n.Has6() {
+	if n.Has6() && published {
 		// IPv6 has no route_localnet. A second local route lets ::1 be a source
 		// on this link; its metric keeps lo's own in front.
 		s.route(RouteKey{Host, TableLocal, netip.MustParsePrefix("::1/128"), dev, 9800}, Route{Local: true})
@@ -234,9 +236,7 @@ func (s *State) wire(place Place, a Attachment) {
 		s.route(RouteKey{Host, TableMain, one, out.Name, 0}, Route{})
 	}
 	s.border(n, out.Name, own)
-	if a.Published {
-		s.loopbackWay(n, out.Name)
-	}
+	s.loopbackWay(n, out.Name, a.Published)
 }
 
 // wireID names a wire between two sandboxes the same from both ends.

@@ -189,7 +189,7 @@ func (d Delta) Empty() bool { return d.Put.Empty() && d.Drop.Empty() }
 // Diff reports how to get from have to want. Diff(s, s) is empty.
 //
 // A table that is missing or has other rules is made anew, and with it go its
-// elements: every wanted element is put.
+// elements: every wanted element is put. A loopback is never dropped.
 func Diff(have, want State) Delta {
 	var d Delta
 	if want.Table && !have.Table {
@@ -198,6 +198,7 @@ func Diff(have, want State) Delta {
 	}
 	d.Drop.Table = have.Table && !want.Table
 	d.Put.Links, d.Drop.Links = diff(have.Links, want.Links)
+	maps.DeleteFunc(d.Drop.Links, func(_ LinkKey, l Link) bool { return l.Kind == Loopback })
 	d.Put.Addrs, d.Drop.Addrs = diff(have.Addrs, want.Addrs)
 	d.Put.Routes, d.Drop.Routes = diff(have.Routes, want.Routes)
 	d.Put.Rules, d.Drop.Rules = diff(have.Rules, want.Rules)

@@ -55,12 +55,21 @@ func (b *builder) linkGoes(k LinkKey) bool {
 
 // closeWays takes back the sysctls that let 127.0.0.1 out.
 func (b *builder) closeWays() {
-	for _, k := range sorted(b.d.Drop.Sysctls, compareSysctl) {
-		if _, again := b.d.Put.Sysctls[k]; !again && isWay(k) && !b.linkGoes(LinkKey{k.Place, device(k.Path)}) {
-			b.add(SetSysctl{k, "0"})
+	for _, k := range sorted(b.d.Put.Sysctls, compareSysctl) {
+		if b.closes(k) {
+			b.add(SetSysctl{k, b.d.Put.Sysctls[k]})
 		}
 	}
 }
+
+// closes reports whether k closes a way of a link that stands already.
+func (b *builder) closes(k SysctlKey) bool {
+	_, made := b.d.Put.Links[LinkKey{k.Place, device(k.Path)}]
+	return isWay(k) && b.d.Put.Sysctls[k] == "0" && !made
+}
+
+// opens reports whether k opens a way.
+func (b *builder) opens(k SysctlKey) bool { return isWay(k) && b.d.Put.Sysctls[k] != "0" }
 
 // firstTransaction takes grants out and puts guards in, at once. A table that
 // is made anew gets its guards here and its grants when what they lead to is
@@ -248,7 +257,7 @@ func rank(l Link) int {
 // disable_ipv6 comes first: it wipes what stands below it.
 func (b *builder) linkSysctls() {
 	keys := slices.DeleteFunc(slices.Collect(maps.Keys(b.d.Put.Sysctls)), func(k SysctlKey) bool {
-		return isForward(k) || isWay(k) || strings.HasSuffix(k.Path, "/accept_ra") && b.d.Put.Sysctls[k] == "2"
+		return isForward(k) || b.closes(k) || b.opens(k) || strings.HasSuffix(k.Path, "/accept_ra") && b.d.Put.Sysctls[k] == "2"
 	})
 	slices.SortFunc(keys, func(x, y SysctlKey) int {
 		xd, yd := strings.HasSuffix(x.Path, "/disable_ipv6"), strings.HasSuffix(y.Path, "/disable_ipv6")
@@ -281,7 +290,7 @@ func (b *builder) lastGrants() {
 		b.add(t)
 	}
 	for _, k := range sorted(b.d.Put.Sysctls, compareSysctl) {
-		if isWay(k) {
+		if b.opens(k) {
 			b.add(SetSysctl{k, b.d.Put.Sysctls[k]})
 		}
 	}
