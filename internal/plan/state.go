@@ -197,6 +197,7 @@ func Diff(have, want State) Delta {
 		have.Elems = nil
 	}
 	d.Drop.Table = have.Table && !want.Table
+	have = withoutRemade(have, want)
 	d.Put.Links, d.Drop.Links = diff(have.Links, want.Links)
 	maps.DeleteFunc(d.Drop.Links, func(_ LinkKey, l Link) bool { return l.Kind == Loopback })
 	d.Put.Addrs, d.Drop.Addrs = diff(have.Addrs, want.Addrs)
@@ -205,6 +206,25 @@ func Diff(have, want State) Delta {
 	d.Put.Sysctls, d.Drop.Sysctls = diff(have.Sysctls, want.Sysctls)
 	d.Put.Elems, d.Drop.Elems = diff(have.Elems, want.Elems)
 	return d
+}
+
+// withoutRemade takes out of have what hangs on links that must be made anew,
+// because their kind or their other end changes: it goes with them.
+func withoutRemade(have, want State) State {
+	remade := map[LinkKey]bool{}
+	for k, w := range want.Links {
+		if h, ok := have.Links[k]; ok && (h.Kind != w.Kind || h.Peer != w.Peer) {
+			remade[k] = true
+		}
+	}
+	if len(remade) == 0 {
+		return have
+	}
+	out := Sum(have)
+	maps.DeleteFunc(out.Addrs, func(k AddrKey, _ struct{}) bool { return remade[k.Link] })
+	maps.DeleteFunc(out.Routes, func(k RouteKey, _ Route) bool { return remade[LinkKey{k.Place, k.Dev}] })
+	maps.DeleteFunc(out.Sysctls, func(k SysctlKey, _ string) bool { return remade[LinkKey{k.Place, device(k.Path)}] })
+	return out
 }
 
 // diff lists a changed key in both: its old value under drop, its new one
@@ -227,4 +247,39 @@ func diff[K, V comparable](have, want map[K]V) (put, drop map[K]V) {
 		}
 	}
 	return put, drop
+}
+
+// Split deals d out: each part gets the changes of the objects that are its
+// own, and what belongs to none of them is the rest.
+func (d Delta) Split(parts []State) (rest Delta, split []Delta) {
+	rest = Delta{Put: clone(d.Put), Drop: clone(d.Drop)}
+	for _, p := range parts {
+		split = append(split, Delta{Put: take(&rest.Put, p), Drop: take(&rest.Drop, p)})
+	}
+	return rest, split
+}
+
+func clone(s State) State { return Sum(s) }
+
+// take moves the objects of s that have a key in p.
+func take(s *State, p State) State {
+	return State{
+		Links:   move(s.Links, p.Links),
+		Addrs:   move(s.Addrs, p.Addrs),
+		Routes:  move(s.Routes, p.Routes),
+		Rules:   move(s.Rules, p.Rules),
+		Sysctls: move(s.Sysctls, p.Sysctls),
+		Elems:   move(s.Elems, p.Elems),
+	}
+}
+
+func move[K comparable, V any](from, keys map[K]V) map[K]V {
+	out := map[K]V{}
+	for k := range keys {
+		if v, ok := from[k]; ok {
+			out[k] = v
+			delete(from, k)
+		}
+	}
+	return out
 }

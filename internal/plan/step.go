@@ -30,7 +30,9 @@ type (
 	PutLink struct {
 		Key    LinkKey
 		Link   Link
-		Inside Link // the other end of a veth, at Link.Peer
+		// Inside is the other end of a veth, at Link.Peer. Its zero value says
+		// that the pair stands and the other end is as it should be.
+		Inside Link
 	}
 	// UpLink brings up a link that PutLink made down, or a loopback.
 	UpLink struct{ Key LinkKey }

@@ -219,10 +219,7 @@ func (b *builder) putLinks() {
 		case l.Kind == BridgeLink:
 			b.add(PutLink{Key: k, Link: l})
 		case !done[k]:
-			inside, ok := b.d.Put.Links[l.Peer]
-			if !ok {
-				inside = Link{Kind: VethLink, Alias: l.Alias, MTU: l.MTU, Peer: k, Up: true}
-			}
+			inside := b.d.Put.Links[l.Peer]
 			done[k], done[l.Peer] = true, true
 			b.add(PutLink{Key: k, Link: l, Inside: inside})
 			up[l.Peer] = inside.Up
