@@ -110,8 +110,4 @@ func (h *Host) Leftovers() ([]string, error) {
 
 func isLine(s string) bool { return s != "" }
 
-// isOurRule knows a rule by its protocol, or else by its table: iproute2 6.1
-// shows no protocol of rules that it has no name for.
-func isOurRule(s string) bool {
-	return strings.Contains(s, "proto 98") || strings.Contains(s, "lookup 98")
-}
+func isOurRule(s string) bool { return strings.HasSuffix(s, " proto 98") }
