@@ -2,6 +2,7 @@ package script
 
 import (
 	"net/netip"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -9,6 +10,8 @@ import (
 	"berth"
 	"berth/internal/plan"
 )
+
+var storeMark = regexp.MustCompile(`comment "store [^"]*"`)
 
 // transaction writes one nft run; it takes effect as a whole or not at all.
 func (w *writer) transaction(t plan.Transaction) {
@@ -24,7 +27,7 @@ func (w *writer) transaction(t plan.Transaction) {
 	}
 	if t.Rebuild {
 		w.why = "the firewall table, made anew with its rules and elements"
-		text := strings.ReplaceAll(w.Ruleset, StoreMark, strconv.Quote("store "+w.Store))
+		text := storeMark.ReplaceAllLiteralString(w.Ruleset, `comment "store `+w.Store+`"`)
 		w.lines = append(w.lines, strings.TrimRight(text, "\n"))
 	}
 	w.elements("delete element", t.Drop, func(e plan.Element) string { return key(e.ElemKey) })

@@ -21,16 +21,13 @@ type Script struct {
 	// Ruleset is the text of table inet berth, for a Transaction that rebuilds
 	// it.
 	Ruleset string
-	// Store is the id that the table carries: it takes the place of StoreMark
-	// in Ruleset.
+	// Store is the id that the table carries: in Ruleset it takes the place of
+	// whatever follows in a comment "store …".
 	Store string
 	// Name tells how to address a sandbox: by its name in /run/netns, or by a
 	// path. It is not asked about [plan.Host].
 	Name func(plan.Place) string
 }
-
-// StoreMark is what stands in a ruleset's comment for the id of the store.
-const StoreMark = `"store ID"`
 
 // Render returns the script for steps, empty if there are none. Steps are set
 // apart by empty lines.
