@@ -1,0 +1,298 @@
+// Package nft keeps table inet berth: it makes it, changes its elements, reads
+// them back and tells whether the rules are still what they should be. It
+// speaks nf_tables over netlink and runs no program.
+//
+// It knows no networks and no ports: what the elements mean is plan's.
+package nft
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"sync"
+
+	"github.com/google/nftables"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"berth"
+	"berth/internal/netns"
+	"berth/internal/plan"
+)
+
+// A Conn is a connection to the firewall of one namespace. It may be used by
+// several goroutines.
+type Conn struct {
+	ns *netns.NS
+
+	mu   sync.Mutex // guards the fields below
+	nft  *nftables.Conn
+	sock *netlink.Conn // the one beneath nft
+}
+
+// buffer is large enough for what one transaction of ours sends and for its
+// acknowledgements: 20,000 elements are some 3 MB, and every message of a
+// batch is acknowledged.
+const buffer = 8 << 20
+
+// Dial opens the firewall of a namespace, which must stay open as long as the
+// Conn.
+func Dial(ns *netns.NS) (*Conn, error) {
+	c := &Conn{ns: ns}
+	return c, c.dial()
+}
+
+func (c *Conn) dial() error {
+	// The socket is opened on a thread inside the namespace: the library's own
+	// way there wants a thread for every request.
+	err := c.ns.Do(func() error {
+		conn, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(s *netlink.Conn) error {
+			c.sock = s
+			return errors.Join(s.SetReadBuffer(buffer), s.SetWriteBuffer(buffer), s.SetOption(netlink.ExtendedAcknowledge, true))
+		}))
+		c.nft = conn
+		return err
+	})
+	return explain("open the firewall", err)
+}
+
+// Close closes the connection. After a deletion it waits for the kernel to
+// clean up, some 10 ms.
+func (c *Conn) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.nft == nil {
+		return nil
+	}
+	conn := c.nft
+	c.nft = nil
+	return conn.CloseLasting()
+}
+
+// ready dials again if the connection was given up.
+func (c *Conn) ready() error {
+	if c.nft != nil {
+		return nil
+	}
+	return c.dial()
+}
+
+// giveUp closes a connection that may be out of step with the kernel.
+func (c *Conn) giveUp() {
+	if c.nft != nil {
+		c.nft.CloseLasting()
+		c.nft = nil
+	}
+}
+
+// Generation is the number of the last commit in the namespace, by whomever.
+func (c *Conn) Generation() (uint32, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.ready(); err != nil {
+		return 0, err
+	}
+	replies, err := c.sock.Execute(netlink.Message{
+		Header: netlink.Header{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETGEN, Flags: netlink.Request},
+		Data:   []byte{unix.AF_UNSPEC, unix.NFNETLINK_V0, 0, 0},
+	})
+	if err != nil {
+		c.giveUp()
+		return 0, explain("read the firewall's generation", err)
+	}
+	for _, r := range replies {
+		if len(r.Data) < 4 {
+			continue
+		}
+		ad, err := netlink.NewAttributeDecoder(r.Data[4:])
+		if err != nil {
+			return 0, err
+		}
+		for ad.Next() {
+			if ad.Type() == unix.NFTA_GEN_ID {
+				b := ad.Bytes()
+				return uint32(b[0])<<24 | uint32(b[1])<<16 | uint32(b[2])<<8 | uint32(b[3]), nil
+			}
+		}
+	}
+	return 0, errors.New("read the firewall's generation: no answer")
+}
+
+// perMessage bounds the elements of one message: their list is one attribute
+// of 16-bit length, and one that is too long wraps and reports success. The
+// longest of ours takes some 130 bytes and its comment 200.
+const perMessage = 150
+
+// Apply makes one transaction. What it drops must be there and what it puts
+// must not be there with another value: else nothing changes, and the error
+// matches [berth.ErrDrifted]. A key under both changes its value.
+func (c *Conn) Apply(t plan.Transaction, store string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.ready(); err != nil {
+		return err
+	}
+	if t.Rebuild || t.Remove {
+		// Add and delete: a delete that never fails.
+		c.nft.AddTable(table)
+		c.nft.DelTable(table)
+	}
+	err := func() error {
+		if t.Rebuild {
+			if err := build(c.nft, store); err != nil {
+				return err
+			}
+		}
+		if err := each(t.Drop, c.nft.SetDeleteElements); err != nil {
+			return err
+		}
+		return each(t.Put, c.nft.SetAddElements)
+	}()
+	if err != nil {
+		c.giveUp() // what is queued must not go with the next
+		return fmt.Errorf("change the firewall: %w", err)
+	}
+	if err := c.nft.Flush(); err != nil {
+		err = explain("change the firewall", err)
+		if !errors.Is(err, unix.EEXIST) && !errors.Is(err, unix.ENOENT) {
+			c.giveUp()
+		}
+		return err
+	}
+	return nil
+}
+
+// each hands elements to do by set and in portions.
+func each(all []plan.Element, do func(*nftables.Set, []nftables.SetElement) error) error {
+	for i := 0; i < len(all); {
+		set := all[i].Set
+		var portion []nftables.SetElement
+		for ; i < len(all) && all[i].Set == set && len(portion) < perMessage; i++ {
+			els, err := elements(all[i])
+			if err != nil {
+				return err
+			}
+			portion = append(portion, els...)
+		}
+		// A copy without the id, which only a transaction that makes the set may
+		// name.
+		s := *setNamed(set)
+		s.ID = 0
+		if err := do(&s, portion); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Read returns all elements of the table, none if there is no table.
+func (c *Conn) Read() (map[plan.ElemKey]plan.Elem, error) {
+	out := map[plan.ElemKey]plan.Elem{}
+	err := c.read(func(*nftables.Set) bool { return true }, func(k plan.ElemKey, _ nftables.SetElement, e plan.Elem) {
+		out[k] = e
+	})
+	return out, err
+}
+
+// A Counter is what was counted at one element.
+type Counter struct{ Packets, Bytes uint64 }
+
+// Counters returns what was counted at the networks' borders, by element.
+func (c *Conn) Counters() (map[plan.ElemKey]Counter, error) {
+	out := map[plan.ElemKey]Counter{}
+	err := c.read(func(s *nftables.Set) bool { return s.Counter }, func(k plan.ElemKey, el nftables.SetElement, _ plan.Elem) {
+		if el.Counter != nil {
+			out[k] = Counter{el.Counter.Packets, el.Counter.Bytes}
+		}
+	})
+	return out, err
+}
+
+func (c *Conn) read(which func(*nftables.Set) bool, put func(plan.ElemKey, nftables.SetElement, plan.Elem)) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.ready(); err != nil {
+		return err
+	}
+	// Only what is there is asked for: the library hides the errno of a set
+	// that is not.
+	there, err := c.nft.GetSets(table)
+	if err != nil {
+		if absent, lerr := c.absent(); lerr == nil && absent {
+			return nil
+		}
+		c.giveUp()
+		return explain("read the firewall's sets", err)
+	}
+	for _, s := range there {
+		own := setNamed(s.Name)
+		if own == nil || !which(own) {
+			continue
+		}
+		all, err := c.nft.GetSetElements(own)
+		if err == nil {
+			err = shapes[s.Name].readAll(s.Name, all, put)
+		}
+		if err != nil {
+			c.giveUp()
+			return explain("read set "+s.Name, err)
+		}
+	}
+	return nil
+}
+
+// absent reports whether there is no table.
+func (c *Conn) absent() (bool, error) {
+	all, err := c.nft.ListTablesOfFamily(table.Family)
+	for _, t := range all {
+		if t.Name == table.Name {
+			return false, nil
+		}
+	}
+	return err == nil, err
+}
+
+func byAddress(all []nftables.SetElement) {
+	slices.SortFunc(all, func(a, b nftables.SetElement) int {
+		if c := bytes.Compare(a.Key, b.Key); c != 0 {
+			return c
+		}
+		// An end comes before the start that touches it.
+		if a.IntervalEnd == b.IntervalEnd {
+			return 0
+		}
+		if a.IntervalEnd {
+			return -1
+		}
+		return 1
+	})
+}
+
+// explain says what an error of nf_tables means. The library joins one error
+// for each message of a batch; only the first is a cause.
+func explain(doing string, err error) error {
+	if err == nil {
+		return nil
+	}
+	for _, known := range []struct {
+		errno unix.Errno
+		say   string
+		is    error
+	}{
+		{unix.EPERM, "it needs root (CAP_NET_ADMIN)", os.ErrPermission},
+		{unix.ENOENT, "somebody else changed table inet berth", berth.ErrDrifted},
+		{unix.EEXIST, "somebody else changed table inet berth", berth.ErrDrifted},
+		{unix.ERESTART, "somebody else changed the firewall at the same time", berth.ErrDrifted},
+		{unix.ENOBUFS, "its answer was lost", berth.ErrDrifted},
+		{unix.EPROTONOSUPPORT, "this kernel has no nf_tables", berth.ErrUnsupported},
+		{unix.EOPNOTSUPP, "this kernel lacks a part of nf_tables", berth.ErrUnsupported},
+		{unix.EAFNOSUPPORT, "this kernel lacks nf_tables for inet", berth.ErrUnsupported},
+	} {
+		if errors.Is(err, known.errno) {
+			return fmt.Errorf("%s: %s: %w (%w)", doing, known.say, known.is, known.errno)
+		}
+	}
+	return fmt.Errorf("%s: %w", doing, err)
+}
