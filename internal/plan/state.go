@@ -30,7 +30,11 @@ const Protocol = 98
 type State struct {
 	// Table reports whether the table inet berth is there with exactly the
 	// rules of ruleset.nft.
-	Table   bool
+	Table bool
+	// OtherTable reports that it is there with other rules. Only a State that
+	// was read has it.
+	OtherTable bool
+
 	Links   map[LinkKey]Link
 	Addrs   map[AddrKey]struct{}
 	Routes  map[RouteKey]Route
@@ -196,7 +200,7 @@ func Diff(have, want State) Delta {
 		d.Put.Table = true
 		have.Elems = nil
 	}
-	d.Drop.Table = have.Table && !want.Table
+	d.Drop.Table = (have.Table || have.OtherTable) && !want.Table
 	have = withoutRemade(have, want)
 	d.Put.Links, d.Drop.Links = diff(have.Links, want.Links)
 	maps.DeleteFunc(d.Drop.Links, func(_ LinkKey, l Link) bool { return l.Kind == Loopback })

@@ -28,8 +28,8 @@ type (
 	// which stays down. An end that stands elsewhere or belongs to another
 	// pair of ours is made anew.
 	PutLink struct {
-		Key    LinkKey
-		Link   Link
+		Key  LinkKey
+		Link Link
 		// Inside is the other end of a veth, at Link.Peer. Its zero value says
 		// that the pair stands and the other end is as it should be.
 		Inside Link

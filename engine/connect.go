@@ -1,0 +1,542 @@
+package engine
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"berth"
+	"berth/internal/ipam"
+	"berth/internal/plan"
+	"berth/internal/store"
+)
+
+// Connect connects a sandbox to a network. The sandbox is a name, a name in
+// /run/netns, "path:PATH" or "pid:N". Its errors match [berth.ErrConflict] for
+// an address that is taken, [berth.ErrExists] for an interface or endpoint that
+// is there, [berth.ErrExhausted] when the network is full.
+func (e *Engine) Connect(ctx context.Context, network, sandbox string, o ConnectOptions) (berth.Endpoint, error) {
+	ep, err := e.connect(ctx, network, sandbox, o)
+	if err != nil {
+		return ep, fmt.Errorf("connect %s to %s: %w", cut(sandbox), cut(network), err)
+	}
+	return ep, nil
+}
+
+func (e *Engine) connect(ctx context.Context, network, sandbox string, o ConnectOptions) (ep berth.Endpoint, err error) {
+	if o.Interface != "" && (!validLinkName(o.Interface) || o.Interface == "lo") {
+		return ep, fmt.Errorf("interface %q: a link's name has 1 to 15 characters, no space, slash or colon, and is not lo: %w", cut(o.Interface), berth.ErrInvalid)
+	}
+	n, err := e.network(ctx, network)
+	if err != nil {
+		return ep, err
+	}
+	sb, ns, err := e.find(ctx, sandbox)
+	if err != nil {
+		return ep, err
+	}
+	defer ns.Close()
+	locks := func() ([]lock, error) {
+		ls := []lock{{store.LockNetwork, n.ID, n.Driver == berth.Link}, {store.LockSandbox, sb.ID, true}}
+		return e.withOthers(ctx, ls, n, sb.ID)
+	}
+	err = e.do(ctx, locks, func(ctx context.Context) error {
+		present, err := e.kernel.LinkNames(plan.Place(sb.ID))
+		if err != nil {
+			return err
+		}
+		a := admission{e: e, sb: sb, o: o, present: present}
+		err = e.commit(ctx, func(tx *store.Tx) (plan.Delta, error) {
+			return a.admit(tx, n.ID)
+		}, func(tx *store.Tx) error {
+			return a.forget(tx)
+		})
+		ep = a.ep
+		return err
+	})
+	return ep, err
+}
+
+// withOthers adds the locks of the sandboxes at the other end of a wire: their
+// side of it changes too.
+func (e *Engine) withOthers(ctx context.Context, ls []lock, n berth.Network, self string) ([]lock, error) {
+	if n.HostEnd {
+		return ls, nil
+	}
+	err := e.store.View(ctx, func(tx *store.Tx) error {
+		eps, err := tx.EndpointsOn(n.ID)
+		for _, ep := range eps {
+			if ep.Sandbox != self {
+				ls = append(ls, lock{store.LockSandbox, ep.Sandbox, true})
+			}
+		}
+		return err
+	})
+	return ls, err
+}
+
+// An admission decides whether and how a sandbox may be connected.
+type admission struct {
+	e       *Engine
+	sb      berth.Sandbox
+	o       ConnectOptions
+	present map[string]bool // names of the links in the sandbox
+
+	ep berth.Endpoint
+}
+
+// admit records the endpoint and returns what it changes.
+func (a *admission) admit(tx *store.Tx, network string) (plan.Delta, error) {
+	var d plan.Delta
+	n, err := tx.Network(network)
+	if err != nil {
+		return d, err
+	}
+	on, err := a.others(tx, n)
+	if err != nil {
+		return d, err
+	}
+	t := touch{sandboxes: []string{a.sb.ID}}
+	for _, o := range on {
+		t.sandboxes = append(t.sandboxes, o.Sandbox)
+	}
+	return t.around(tx, func() error {
+		if err := a.recordSandbox(tx); err != nil {
+			return err
+		}
+		if err := a.endpoint(tx, n); err != nil {
+			return err
+		}
+		return tx.PutEndpoint(a.ep, scope(n))
+	})
+}
+
+// others returns the endpoints at the other end of a link, and refuses a link
+// that is full.
+func (a *admission) others(tx *store.Tx, n berth.Network) ([]berth.Endpoint, error) {
+	if n.Driver != berth.Link {
+		return nil, nil
+	}
+	on, err := tx.EndpointsOn(n.ID)
+	if err != nil {
+		return nil, err
+	}
+	room := 1
+	if !n.HostEnd {
+		room = 2
+	}
+	for _, ep := range on {
+		owner, err := tx.Sandbox(ep.Sandbox)
+		if err != nil {
+			return nil, err
+		}
+		if ep.Leaving {
+			return nil, errHeal
+		}
+		if !alive(owner) {
+			return nil, &deadOwners{[]string{ep.Sandbox}}
+		}
+		if ep.Sandbox == a.sb.ID {
+			return nil, fmt.Errorf("it is connected already (%s): %w", ep.Interface, berth.ErrExists)
+		}
+	}
+	if len(on) >= room {
+		return nil, fmt.Errorf("a link has two ends, and both are taken: use a bridge network for more: %w", berth.ErrExhausted)
+	}
+	if n.HostEnd {
+		return nil, nil
+	}
+	return on, nil
+}
+
+// recordSandbox records a sandbox that is met for the first time, and the way
+// by which it is found now.
+func (a *admission) recordSandbox(tx *store.Tx) error {
+	known, err := tx.Sandbox(a.sb.ID)
+	if err == nil && known.Path == a.sb.Path {
+		return nil
+	}
+	if err == nil {
+		known.Path = a.sb.Path
+		return tx.PutSandbox(known)
+	}
+	if !errors.Is(err, berth.ErrNotFound) {
+		return err
+	}
+	old, err := tx.SandboxByName(a.sb.Name)
+	if err == nil && old.ID != a.sb.ID {
+		if alive(old) {
+			return fmt.Errorf("another namespace is known by that name (%s): %w", old.Path, berth.ErrConflict)
+		}
+		return &deadOwners{[]string{old.ID}}
+	}
+	if ignore(err, berth.ErrNotFound) != nil {
+		return err
+	}
+	return tx.PutSandbox(a.sb)
+}
+
+// endpoint fills in a.ep: number, interface, addresses, MAC.
+func (a *admission) endpoint(tx *store.Tx, n berth.Network) error {
+	eps, err := tx.EndpointsOf(a.sb.ID)
+	if err != nil {
+		return err
+	}
+	var id [32]byte
+	rand.Read(id[:])
+	a.ep = berth.Endpoint{
+		ID: hex.EncodeToString(id[:]), Network: n.ID, Sandbox: a.sb.ID, Created: time.Now().UTC(),
+		MAC: a.o.MAC, Aliases: a.o.Aliases, GwPriority: a.o.GwPriority, Labels: a.o.Labels,
+	}
+	if err := a.place(eps, n); err != nil {
+		return err
+	}
+	for _, v4 := range []bool{true, false} {
+		if err := a.address(tx, n, v4); err != nil {
+			return err
+		}
+	}
+	if a.ep.MAC == (berth.MAC{}) {
+		seed := a.ep.Addr4()
+		if !seed.IsValid() {
+			seed = a.ep.Addr6()
+		}
+		a.ep.MAC = ipam.MAC(n.ID, seed)
+	}
+	return nil
+}
+
+// place chooses the endpoint's interface and its number in the sandbox.
+func (a *admission) place(eps []berth.Endpoint, n berth.Network) error {
+	slots := map[int]bool{}
+	for _, ep := range eps {
+		slots[ep.Slot] = true
+		if ep.Leaving {
+			return errHeal // a crash left it half way
+		}
+		if ep.Network == n.ID && a.o.Interface == "" {
+			return fmt.Errorf("it is connected already (%s); for a second endpoint give --interface: %w", ep.Interface, berth.ErrExists)
+		}
+		if ep.Interface == a.o.Interface {
+			return fmt.Errorf("interface %s is an endpoint already: %w", ep.Interface, berth.ErrExists)
+		}
+	}
+	for slots[a.ep.Slot] {
+		a.ep.Slot++
+	}
+	a.ep.Interface = a.o.Interface
+	if a.o.Interface != "" {
+		if a.present[a.o.Interface] {
+			return fmt.Errorf("there is a link %s in the sandbox: %w", a.o.Interface, berth.ErrExists)
+		}
+		return nil
+	}
+	used := func(name string) bool {
+		return a.present[name] || slices.ContainsFunc(eps, func(ep berth.Endpoint) bool { return ep.Interface == name })
+	}
+	for i := 0; ; i++ {
+		if name := fmt.Sprintf("eth%d", i); !used(name) {
+			a.ep.Interface = name
+			return nil
+		}
+	}
+}
+
+// address gives the endpoint an address of one family, if its network has it.
+func (a *admission) address(tx *store.Tx, n berth.Network, v4 bool) error {
+	want := a.o.IP6
+	if v4 {
+		want = a.o.IP4
+	}
+	var subs []berth.Subnet
+	for _, s := range n.Subnets {
+		if s.Prefix.Addr().Is4() == v4 {
+			subs = append(subs, s)
+		}
+	}
+	if len(subs) == 0 {
+		if want.IsValid() {
+			return fmt.Errorf("address %s: network %s has no subnet of that family: %w", want, n.Name, berth.ErrInvalid)
+		}
+		return nil
+	}
+	if want.IsValid() {
+		return a.fixed(tx, n, subs, want)
+	}
+	var full error
+	for _, s := range subs {
+		addr, err := a.next(tx, n, s)
+		if errors.Is(err, berth.ErrExhausted) {
+			full = err
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		a.ep.Addrs = append(a.ep.Addrs, netip.PrefixFrom(addr, s.Prefix.Bits()))
+		return tx.SetCursor(n.ID, s.Prefix, addr)
+	}
+	return a.exhausted(tx, n, full)
+}
+
+// next is the next free address of a subnet.
+func (a *admission) next(tx *store.Tx, n berth.Network, s berth.Subnet) (netip.Addr, error) {
+	after, err := tx.Cursor(n.ID, s.Prefix)
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	return ipam.NextAddr(s, after, func(addr netip.Addr) bool {
+		_, taken := tx.Taken(scope(n), addr)
+		return taken || slices.ContainsFunc(n.ForeignAddrs, func(p netip.Prefix) bool { return p.Addr() == addr })
+	})
+}
+
+// exhausted looks for sandboxes whose namespace is gone before it says that a
+// network is full.
+func (a *admission) exhausted(tx *store.Tx, n berth.Network, full error) error {
+	eps, err := tx.EndpointsOn(n.ID)
+	if err != nil {
+		return err
+	}
+	var dead []string
+	for _, ep := range eps {
+		sb, err := tx.Sandbox(ep.Sandbox)
+		if err == nil && !alive(sb) {
+			dead = append(dead, sb.ID)
+		}
+	}
+	if len(dead) > 0 {
+		return &deadOwners{dead}
+	}
+	return full
+}
+
+// fixed gives the endpoint the address that was asked for.
+func (a *admission) fixed(tx *store.Tx, n berth.Network, subs []berth.Subnet, want netip.Addr) error {
+	for _, s := range subs {
+		if !s.Prefix.Contains(want) {
+			continue
+		}
+		if err := ipam.CheckAddr(s, want); err != nil {
+			return err
+		}
+		owner, taken := tx.Taken(scope(n), want)
+		if !taken {
+			a.ep.Addrs = append(a.ep.Addrs, netip.PrefixFrom(want, s.Prefix.Bits()))
+			return nil
+		}
+		sb, err := tx.Sandbox(owner.Sandbox)
+		if err != nil {
+			return err
+		}
+		if !alive(sb) {
+			return &deadOwners{[]string{sb.ID}}
+		}
+		return fmt.Errorf("address %s belongs to sandbox %s: %w", want, sb.Name, berth.ErrConflict)
+	}
+	return fmt.Errorf("address %s is in no subnet of network %s (%s): %w", want, n.Name, prefixes(subs), berth.ErrInvalid)
+}
+
+func prefixes(subs []berth.Subnet) string {
+	var s string
+	for i, sub := range subs {
+		if i > 0 {
+			s += ", "
+		}
+		s += sub.Prefix.String()
+	}
+	return s
+}
+
+// forget takes the endpoint back: it is leaving until the kernel is clean.
+func (a *admission) forget(tx *store.Tx) error { return retire(tx, a.ep) }
+
+// Disconnect disconnects sandboxes from a network and gives everything back:
+// addresses, ports, links, connections. A foreign sandbox is forgotten with its
+// last endpoint.
+func (e *Engine) Disconnect(ctx context.Context, network string, sandboxes []string, o DisconnectOptions) error {
+	n, err := e.network(ctx, network)
+	if err != nil {
+		return fmt.Errorf("disconnect from %s: %w", cut(network), err)
+	}
+	var ids []string
+	for _, ref := range sandboxes {
+		sb, err := e.recorded(ctx, ref)
+		if err == nil {
+			err = e.connected(ctx, sb, n, o)
+		}
+		if err != nil {
+			return fmt.Errorf("disconnect %s from %s: %w", cut(ref), n.Name, err)
+		}
+		ids = append(ids, sb.ID)
+	}
+	err = e.leave(ctx, ids, func(ep berth.Endpoint) bool {
+		return ep.Network == n.ID && (o.Interface == "" || ep.Interface == o.Interface)
+	})
+	if err != nil {
+		return fmt.Errorf("disconnect from %s: %w", n.Name, err)
+	}
+	return nil
+}
+
+func (e *Engine) connected(ctx context.Context, sb berth.Sandbox, n berth.Network, o DisconnectOptions) error {
+	return e.store.View(ctx, func(tx *store.Tx) error {
+		eps, err := tx.EndpointsOf(sb.ID)
+		if err != nil {
+			return err
+		}
+		for _, ep := range eps {
+			if ep.Network == n.ID && (o.Interface == "" || ep.Interface == o.Interface) {
+				return nil
+			}
+		}
+		return fmt.Errorf("it is not connected: %w", berth.ErrNotFound)
+	})
+}
+
+// leave disconnects those endpoints of some sandboxes that pick chooses (nil:
+// all), together.
+func (e *Engine) leave(ctx context.Context, ids []string, pick func(berth.Endpoint) bool) error {
+	var l departure
+	locks := func() ([]lock, error) {
+		l = departure{ids: ids, pick: pick}
+		return l.locks(ctx, e)
+	}
+	return e.do(ctx, locks, func(ctx context.Context) error {
+		err := e.commit(ctx, l.retire, nil)
+		if err != nil {
+			return err
+		}
+		return e.store.Update(ctx, l.forget)
+	})
+}
+
+// A departure is the disconnection of endpoints.
+type departure struct {
+	ids     []string
+	pick    func(berth.Endpoint) bool
+	leaving []berth.Endpoint
+	touch   touch
+}
+
+// locks finds the endpoints and what must be locked for them: the networks,
+// alone if ports go too, the sandboxes, and the other ends of wires.
+func (l *departure) locks(ctx context.Context, e *Engine) ([]lock, error) {
+	var ls []lock
+	l.touch.sandboxes = append(l.touch.sandboxes, l.ids...)
+	err := e.store.View(ctx, func(tx *store.Tx) error {
+		for _, id := range l.ids {
+			ls = append(ls, lock{store.LockSandbox, id, true})
+			eps, err := tx.EndpointsOf(id)
+			if err != nil {
+				return err
+			}
+			ports, err := tx.PortsOf(id)
+			if err != nil {
+				return err
+			}
+			for _, ep := range eps {
+				if l.pick != nil && !l.pick(ep) {
+					continue
+				}
+				l.leaving = append(l.leaving, ep)
+				exclusive := false
+				for _, p := range ports {
+					if p.Interface == ep.Interface {
+						l.touch.ports = append(l.touch.ports, p.PortKey)
+						exclusive = true
+					}
+				}
+				if exclusive {
+					l.touch.networks = append(l.touch.networks, ep.Network)
+				}
+				ls = append(ls, lock{store.LockNetwork, ep.Network, exclusive})
+				others, err := wireEnds(tx, ep)
+				if err != nil {
+					return err
+				}
+				for _, o := range others {
+					l.touch.sandboxes = append(l.touch.sandboxes, o.Sandbox)
+					ls = append(ls, lock{store.LockSandbox, o.Sandbox, true})
+				}
+			}
+		}
+		return nil
+	})
+	return ls, err
+}
+
+// wireEnds returns the endpoints at the other end of a link without a host
+// end.
+func wireEnds(tx *store.Tx, ep berth.Endpoint) ([]berth.Endpoint, error) {
+	n, err := tx.Network(ep.Network)
+	if err != nil || n.HostEnd {
+		return nil, ignore(err, berth.ErrNotFound)
+	}
+	on, err := tx.EndpointsOn(n.ID)
+	return slices.DeleteFunc(on, func(o berth.Endpoint) bool { return o.Sandbox == ep.Sandbox }), err
+}
+
+// retire marks the endpoints as leaving; their addresses stay taken until
+// their links have gone.
+func (l *departure) retire(tx *store.Tx) (plan.Delta, error) {
+	slices.Sort(l.touch.sandboxes)
+	l.touch.sandboxes = slices.Compact(l.touch.sandboxes)
+	return l.touch.around(tx, func() error {
+		for _, ep := range l.leaving {
+			now, err := tx.Endpoint(ep.Sandbox, ep.Interface)
+			if err != nil || now.ID != ep.ID {
+				return errAgain
+			}
+			if now.Leaving {
+				return errHeal // a crash left it half way
+			}
+			ports, err := tx.PortsOf(ep.Sandbox)
+			if err != nil {
+				return err
+			}
+			for _, p := range ports {
+				if p.Interface == ep.Interface && !slices.Contains(l.touch.ports, p.PortKey) {
+					return errAgain // published since
+				}
+			}
+			if err := retire(tx, ep); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// forget forgets the endpoints, and foreign sandboxes without any.
+func (l *departure) forget(tx *store.Tx) error {
+	for _, ep := range l.leaving {
+		if err := tx.DeleteEndpoint(ep.Sandbox, ep.Interface); err != nil {
+			return err
+		}
+	}
+	for _, id := range l.ids {
+		sb, err := tx.Sandbox(id)
+		if errors.Is(err, berth.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		eps, err := tx.EndpointsOf(id)
+		if err != nil {
+			return err
+		}
+		if len(eps) == 0 && (!sb.Owned || !alive(sb)) {
+			if err := tx.DeleteSandbox(id); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,288 @@
+// Package engine is the one door to Berth: it joins the store of what is
+// wanted, the plan of what the kernel must hold, and the kernel.
+//
+// Every method works the same way. It takes its locks, writes the intent in one
+// transaction of the store, and applies the difference between two plans. When
+// the kernel refuses, or somebody else changed it, the whole host is read and
+// brought to what the store wants; what cannot be reached is forgotten again.
+//
+// An Engine may be used by any number of goroutines, and any number of
+// processes may have one open on the same store.
+package engine
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"berth"
+	"berth/internal/ipam"
+	"berth/internal/kernel"
+	"berth/internal/netns"
+	"berth/internal/nft"
+	"berth/internal/plan"
+	"berth/internal/script"
+	"berth/internal/store"
+)
+
+// An Engine changes the networks of one host.
+type Engine struct {
+	o      Options
+	host   *netns.NS
+	bootID string
+	id     string // of the run store, written into the firewall table
+	store  *store.Store
+	kernel *kernel.Kernel
+	verify bool
+	scrap  string // directory of a dry run's copy
+
+	mu      sync.Mutex // guards the kernel, and what follows
+	trusted uint32     // generation of the firewall whose rules were seen to be right; 0: none
+	known   sync.Map   // plan.Place → berth.Sandbox, of sandboxes looked at
+}
+
+// Open opens the engine of a host. Nothing is created until something is
+// wanted. It returns an error that matches [berth.ErrUnsupported] on a kernel
+// that lacks SO_NETNS_COOKIE (before Linux 5.14).
+func Open(ctx context.Context, o Options) (*Engine, error) {
+	if o.Root == "" {
+		o.Root = "/var/lib/berth"
+	}
+	if o.Run == "" {
+		o.Run = "/run/berth"
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Notice == nil {
+		o.Notice = func(string) {}
+	}
+	e := &Engine{o: o, verify: os.Getenv("BERTH_VERIFY") == "1"}
+	if err := e.open(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("open berth: %w", err), e.Close())
+	}
+	return e, nil
+}
+
+func (e *Engine) open(ctx context.Context) (err error) {
+	if e.o.NetNS == "" {
+		e.host, err = netns.Current()
+	} else {
+		e.host, err = netns.Open(e.o.NetNS)
+	}
+	if err != nil {
+		return err
+	}
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return err
+	}
+	e.bootID = strings.TrimSpace(string(boot))
+	run, err := filepath.Abs(e.o.Run)
+	if err != nil {
+		return err
+	}
+	e.id = hexOf("run store", e.bootID, run, fmt.Sprint(e.host.Cookie()))[:12]
+	e.store, err = store.Open(e.o.Root, e.o.Run, store.Host{BootID: e.bootID, Cookie: e.host.Cookie()})
+	if err != nil {
+		return err
+	}
+	if e.o.DryRun {
+		if e.scrap, err = os.MkdirTemp("", "berth-dry-run-"); err != nil {
+			return err
+		}
+		if e.store, err = e.store.Copy(e.scrap); err != nil {
+			return err
+		}
+	}
+	e.kernel, err = kernel.Open(e.host, kernel.Options{Store: e.id, Lookup: e.lookup})
+	return err
+}
+
+// Close lets go of the host. Nothing of what was connected changes.
+func (e *Engine) Close() error {
+	var errs []error
+	if e.kernel != nil {
+		errs = append(errs, e.kernel.Close())
+	}
+	if e.host != nil {
+		errs = append(errs, e.host.Close())
+	}
+	if e.scrap != "" {
+		errs = append(errs, os.RemoveAll(e.scrap))
+	}
+	return errors.Join(errs...)
+}
+
+// hexOf is 64 hex digits that are a function of parts.
+func hexOf(parts ...string) string {
+	sum := sha256.Sum256([]byte(strings.Join(parts, "\x00")))
+	return hex.EncodeToString(sum[:])
+}
+
+// lookup opens the namespace of a place for the kernel, if it is still the one
+// that was recorded.
+func (e *Engine) lookup(p plan.Place) (*netns.NS, error) {
+	var sb berth.Sandbox
+	if v, ok := e.known.Load(p); ok {
+		sb = v.(berth.Sandbox)
+	} else {
+		err := e.store.View(context.Background(), func(tx *store.Tx) (err error) {
+			sb, err = tx.Sandbox(string(p))
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+		e.known.Store(p, sb)
+	}
+	return openSandbox(sb)
+}
+
+// openSandbox opens a recorded namespace. A path that leads to another one by
+// now is as good as gone.
+func openSandbox(sb berth.Sandbox) (*netns.NS, error) {
+	ns, err := netns.Open(sb.Path)
+	if err != nil {
+		return nil, err
+	}
+	if ns.Cookie() != sb.Cookie {
+		ns.Close()
+		return nil, fmt.Errorf("%s is another namespace by now: %w", sb.Path, os.ErrNotExist)
+	}
+	return ns, nil
+}
+
+// alive reports whether the namespace of a sandbox is still there.
+func alive(sb berth.Sandbox) bool {
+	ns, err := openSandbox(sb)
+	if err != nil {
+		// Only a namespace that is surely gone may be forgotten.
+		return !errors.Is(err, os.ErrNotExist) && !strings.Contains(err.Error(), "no such process")
+	}
+	ns.Close()
+	return true
+}
+
+// apply changes the kernel by the difference of two plans.
+func (e *Engine) apply(ctx context.Context, d plan.Delta) error {
+	return e.run(ctx, plan.Steps(d))
+}
+
+// run is the way of every change to the kernel.
+func (e *Engine) run(ctx context.Context, steps []plan.Step) error {
+	if len(steps) == 0 {
+		return nil
+	}
+	if e.o.Commands != nil {
+		s := script.Script{Ruleset: nft.Ruleset(), Store: e.id, Name: e.address}
+		e.o.Commands(s.Render(steps))
+	}
+	if e.o.DryRun {
+		return nil
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	commits := uint32(0)
+	for _, s := range steps {
+		if _, ok := s.(plan.Transaction); ok {
+			commits++
+		}
+	}
+	if err := e.kernel.Apply(ctx, steps); err != nil {
+		return err
+	}
+	if commits == 0 || e.trusted == 0 {
+		return nil
+	}
+	// Our own commits, one each, and nobody else's: the rules are still those
+	// that were seen to be right. A change that changed nothing counts for
+	// none; then the next verb looks at the rules once more.
+	e.trusted += commits
+	return e.remember(ctx, e.trusted)
+}
+
+const metaGeneration = "generation"
+
+func (e *Engine) remember(ctx context.Context, gen uint32) error {
+	return e.store.Update(ctx, func(tx *store.Tx) error {
+		return tx.SetMeta(metaGeneration, []byte(fmt.Sprint(gen)))
+	})
+}
+
+// drifted reports whether somebody else changed the firewall so that our rules
+// are not what they should be. The elements are not looked at: that is check's.
+func (e *Engine) drifted(ctx context.Context) (bool, error) {
+	var last string
+	var any bool
+	err := e.store.View(ctx, func(tx *store.Tx) error {
+		b, err := tx.Meta(metaGeneration)
+		if err != nil {
+			return err
+		}
+		last = string(b)
+		ns, err := tx.Networks()
+		any = len(ns) > 0
+		return err
+	})
+	if err != nil {
+		return false, err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	gen, err := e.kernel.Generation()
+	if err != nil {
+		return false, err
+	}
+	if last == fmt.Sprint(gen) {
+		e.trusted = gen
+		return false, nil
+	}
+	e.trusted = 0
+	t, err := e.kernel.Table()
+	if err != nil {
+		return false, err
+	}
+	if t.Present && t.Store != e.id {
+		return false, fmt.Errorf("table inet berth of this host belongs to another run store (%s, this one is %s): use that one (--run), or, if it is lost, 'nft delete table inet berth': %w", t.Store, e.id, berth.ErrConflict)
+	}
+	if t.Exact == any && t.Present == any {
+		e.trusted = gen
+		return false, nil
+	}
+	e.o.Log.Info("the firewall was changed by somebody else", "generation", gen)
+	return true, nil
+}
+
+// address is how the commands of --commands name a sandbox: by its name under
+// /run/netns, or by its path.
+func (e *Engine) address(p plan.Place) string {
+	v, ok := e.known.Load(p)
+	if !ok {
+		return string(p)
+	}
+	sb := v.(berth.Sandbox)
+	if name, ok := strings.CutPrefix(sb.Path, netns.Dir+"/"); ok {
+		return name
+	}
+	return sb.Path
+}
+
+// pools are where subnets come from.
+func (e *Engine) pools() []ipam.Pool {
+	if len(e.o.Pools) == 0 {
+		return ipam.DefaultPools
+	}
+	out := make([]ipam.Pool, len(e.o.Pools))
+	for i, p := range e.o.Pools {
+		out[i] = ipam.Pool(p)
+	}
+	return out
+}

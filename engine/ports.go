@@ -1,0 +1,245 @@
+package engine
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"berth"
+	"berth/internal/kernel"
+	"berth/internal/plan"
+	"berth/internal/store"
+)
+
+// Unpublish takes ports back, all or none, in one transaction; without specs,
+// all of the sandbox. A spec says which by what it has: protocol, host address,
+// host ports, port.
+func (e *Engine) Unpublish(ctx context.Context, sandbox string, specs []berth.PortSpec) ([]berth.Port, error) {
+	ports, err := e.unpublish(ctx, sandbox, specs)
+	if err != nil {
+		return nil, fmt.Errorf("unpublish %s: %w", cut(sandbox), err)
+	}
+	return ports, nil
+}
+
+func (e *Engine) unpublish(ctx context.Context, sandbox string, specs []berth.PortSpec) (gone []berth.Port, err error) {
+	sb, err := e.recorded(ctx, sandbox)
+	if err != nil {
+		return nil, err
+	}
+	locks := func() ([]lock, error) {
+		ls := []lock{{store.LockSandbox, sb.ID, true}}
+		err := e.store.View(ctx, func(tx *store.Tx) error {
+			eps, err := tx.EndpointsOf(sb.ID)
+			for _, ep := range eps {
+				ls = append(ls, lock{store.LockNetwork, ep.Network, true})
+			}
+			return err
+		})
+		return ls, err
+	}
+	err = e.do(ctx, locks, func(ctx context.Context) error {
+		return e.commit(ctx, func(tx *store.Tx) (plan.Delta, error) {
+			gone = nil
+			ports, err := tx.PortsOf(sb.ID)
+			if err != nil {
+				return plan.Delta{}, err
+			}
+			if gone, err = match(ports, specs); err != nil {
+				return plan.Delta{}, err
+			}
+			t := touch{}
+			for _, p := range gone {
+				t.ports = append(t.ports, p.PortKey)
+				t.networks = append(t.networks, p.Network)
+			}
+			slices.Sort(t.networks)
+			t.networks = slices.Compact(t.networks)
+			t.sandboxes = []string{sb.ID} // of a link, the host end is its part
+			return t.around(tx, func() error {
+				for _, p := range gone {
+					if err := tx.DeletePort(p.PortKey); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+		}, nil)
+	})
+	return gone, err
+}
+
+// match returns the ports that specs name. One that names none is an error.
+func match(ports []berth.Port, specs []berth.PortSpec) ([]berth.Port, error) {
+	if len(specs) == 0 {
+		return ports, nil
+	}
+	picked := map[berth.PortKey]bool{}
+	var out []berth.Port
+	for _, s := range specs {
+		found := false
+		for _, p := range ports {
+			if !matches(p, s) {
+				continue
+			}
+			found = true
+			if !picked[p.PortKey] {
+				picked[p.PortKey] = true
+				out = append(out, p)
+			}
+		}
+		if !found {
+			return nil, fmt.Errorf("port %s is not published: %w", s, berth.ErrNotFound)
+		}
+	}
+	return out, nil
+}
+
+func matches(p berth.Port, s berth.PortSpec) bool {
+	return p.Protocol == s.Protocol &&
+		(s.HostLow == 0 || s.HostLow <= p.HostPort && p.HostPort <= s.HostHigh) &&
+		(s.Port == 0 || s.Port == p.To.Port()) &&
+		(!s.HostIP.IsValid() || s.HostIP == p.HostIP)
+}
+
+// Ports returns the published ports of a sandbox, or of all ("").
+func (e *Engine) Ports(ctx context.Context, sandbox string) ([]PortDetail, error) {
+	var out []PortDetail
+	var id string
+	if sandbox != "" {
+		sb, err := e.recorded(ctx, sandbox)
+		if err != nil {
+			if _, ns, ferr := e.find(ctx, sandbox); ferr == nil {
+				ns.Close()
+				return nil, nil // a namespace that is connected to nothing
+			}
+			return nil, fmt.Errorf("ports of %s: %w", cut(sandbox), err)
+		}
+		id = sb.ID
+	}
+	var all []berth.Port
+	err := e.store.View(ctx, func(tx *store.Tx) (err error) {
+		if id != "" {
+			all, err = tx.PortsOf(id)
+		} else {
+			all, err = tx.Ports()
+		}
+		names := map[string]string{}
+		for _, p := range all {
+			d := PortDetail{Port: p}
+			if _, ok := names[p.Sandbox]; !ok {
+				sb, err := tx.Sandbox(p.Sandbox)
+				if ignore(err, berth.ErrNotFound) != nil {
+					return err
+				}
+				n, err := tx.Network(p.Network)
+				if ignore(err, berth.ErrNotFound) != nil {
+					return err
+				}
+				names[p.Sandbox], names[p.Network] = sb.Name, n.Name
+			}
+			d.SandboxName, d.NetworkName = names[p.Sandbox], names[p.Network]
+			out = append(out, d)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return out, e.annotate(out)
+}
+
+// annotate notes what of a port does not work as one might think.
+func (e *Engine) annotate(ports []PortDetail) error {
+	if len(ports) == 0 {
+		return nil
+	}
+	ls, err := e.listening()
+	if err != nil {
+		return err
+	}
+	brnf, err := e.brNetfilter()
+	if err != nil {
+		return err
+	}
+	for i, p := range ports {
+		if l, ok := ls.at(p.PortKey); ok {
+			ports[i].Notes = append(ports[i].Notes, fmt.Sprintf("port %s shadows a listener of the host%s", portName(p.PortKey), l.who()))
+		}
+		if brnf && p.HostIP.Is6() && (p.HostIP.IsUnspecified() || p.HostIP.IsLoopback()) {
+			ports[i].Notes = append(ports[i].Notes, fmt.Sprintf("[::1]:%d does not answer on this host: br_netfilter is on, and the kernel refuses ::1 across a bridge (net.bridge.bridge-nf-call-ip6tables=0 cures it)", p.HostPort))
+		}
+	}
+	return nil
+}
+
+// brNetfilter reports whether bridged IPv6 packets pass the IP hooks.
+func (e *Engine) brNetfilter() (bool, error) {
+	v, err := e.kernel.Sysctl(plan.Host, "net/bridge/bridge-nf-call-ip6tables")
+	if err != nil {
+		return false, nil // no br_netfilter
+	}
+	return v == "1", nil
+}
+
+// shadows notes the listeners of the host that a published port hides.
+func (e *Engine) shadows(ports []berth.Port) ([]string, error) {
+	details := make([]PortDetail, len(ports))
+	for i, p := range ports {
+		details[i].Port = p
+	}
+	if err := e.annotate(details); err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, d := range details {
+		out = append(out, d.Notes...)
+	}
+	return out, nil
+}
+
+// listeners are the host's bound sockets by protocol and port.
+type listeners map[listenerKey][]listener
+
+type listenerKey struct {
+	protocol berth.Protocol
+	port     uint16
+}
+
+type listener kernel.Listener
+
+// listening reads the host's bound sockets, once for any number of ports.
+func (e *Engine) listening() (listeners, error) {
+	all, err := e.kernel.Listeners()
+	if err != nil {
+		return nil, fmt.Errorf("list the host's listeners: %w", err)
+	}
+	out := listeners{}
+	for _, l := range all {
+		k := listenerKey{l.Protocol, l.Addr.Port()}
+		out[k] = append(out[k], listener(l))
+	}
+	return out, nil
+}
+
+// at finds a listener that a published port would hide: at any address of the
+// host if the port is published at any.
+func (ls listeners) at(k berth.PortKey) (listener, bool) {
+	for _, l := range ls[listenerKey{k.Protocol, k.HostPort}] {
+		a := l.Addr.Addr().Unmap()
+		both := a.IsUnspecified() && a.Is6() && !l.V6Only
+		if both || overlap(a, k.HostIP) {
+			return l, true
+		}
+	}
+	return listener{}, false
+}
+
+// who names the process behind a listener.
+func (l listener) who() string {
+	if who := kernel.Owner(l.Inode); who != "" {
+		return " by " + who + " (" + l.Addr.String() + ")"
+	}
+	return " (" + strings.TrimSpace(l.Addr.String()) + ")"
+}

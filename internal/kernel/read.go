@@ -1,0 +1,221 @@
+package kernel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"berth/internal/plan"
+)
+
+// Read returns what is Berth's in the host and in the given sandboxes, in the
+// shape that plan gives it, so that the difference to a plan that was just
+// applied is empty. Nobody can list sysctls: those named are read. A sandbox
+// whose namespace is gone is empty. The ends of a veth are matched by their
+// alias among the places that are read.
+func (k *Kernel) Read(ctx context.Context, places []plan.Place, sysctls []plan.SysctlKey) (plan.State, error) {
+	s := k.session()
+	defer s.close()
+	state := plan.State{
+		Links: map[plan.LinkKey]plan.Link{}, Addrs: map[plan.AddrKey]struct{}{}, Routes: map[plan.RouteKey]plan.Route{},
+		Rules: map[plan.RuleKey]struct{}{}, Sysctls: map[plan.SysctlKey]string{},
+	}
+	wanted := map[plan.Place][]string{}
+	for _, key := range sysctls {
+		wanted[key.Place] = append(wanted[key.Place], key.Path)
+	}
+	pairs := map[string][]plan.LinkKey{}
+	for _, name := range places {
+		if err := ctx.Err(); err != nil {
+			return state, err
+		}
+		if name == plan.Host {
+			if err := k.readFirewall(&state); err != nil {
+				return state, err
+			}
+		}
+		p, err := s.place(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err == nil {
+			err = p.read(&state, pairs, wanted[name])
+		}
+		if err != nil {
+			return state, fmt.Errorf("read the kernel%s: %w", in(name), err)
+		}
+		if name != plan.Host { // a thousand open namespaces are too many
+			delete(s.places, name)
+			p.close()
+			p.ns.Close()
+		}
+	}
+	match(state, pairs)
+	return state, nil
+}
+
+func (k *Kernel) readFirewall(state *plan.State) error {
+	c, err := k.firewall()
+	if err != nil {
+		return err
+	}
+	t, err := c.Table()
+	if err != nil {
+		return err
+	}
+	state.Elems, err = c.Read()
+	// A table with other rules is as good as none: it is made anew, and with it
+	// its elements. A table that is there is to be seen all the same.
+	state.Table, state.OtherTable = t.Exact, t.Present && !t.Exact
+	return err
+}
+
+// match tells the ends of a pair of each other.
+func match(state plan.State, pairs map[string][]plan.LinkKey) {
+	for _, ends := range pairs {
+		if len(ends) != 2 {
+			continue
+		}
+		for i, k := range ends {
+			l := state.Links[k]
+			l.Peer = ends[1-i]
+			state.Links[k] = l
+		}
+	}
+}
+
+// read adds what is ours in p to state.
+func (p *place) read(state *plan.State, pairs map[string][]plan.LinkKey, sysctls []string) error {
+	all, err := p.links()
+	if err != nil {
+		return err
+	}
+	ours := map[int]plan.LinkKey{}
+	names := map[int]string{}
+	for _, l := range all {
+		key := plan.LinkKey{Place: p.name, Name: l.Name}
+		names[l.Index] = l.Name
+		switch {
+		case l.loopback && p.name != plan.Host:
+			if l.Up {
+				state.Links[key] = plan.Link{Kind: plan.Loopback, Up: true}
+			}
+		case strings.HasPrefix(l.Alias, plan.AliasPrefix):
+			ours[l.Index] = key
+			state.Links[key] = p.planned(l)
+			if l.Kind == string(plan.VethLink) {
+				pairs[l.Alias] = append(pairs[l.Alias], key)
+			}
+		}
+	}
+	if err := p.readAddrs(state, ours); err != nil {
+		return err
+	}
+	if err := p.readRoutes(state, names); err != nil {
+		return err
+	}
+	if err := p.readRules(state); err != nil {
+		return err
+	}
+	return p.readSysctls(state, sysctls)
+}
+
+// planned is a link with the fields that plan sets.
+func (p *place) planned(l LinkInfo) plan.Link {
+	out := plan.Link{
+		Kind: plan.LinkKind(l.Kind), Alias: l.Alias, MTU: l.MTU, MAC: l.MAC, Up: l.Up,
+		Master: l.Master, Hairpin: l.hairpin, Isolated: l.isolated, NoLinkLocal: l.noLinkLocal,
+	}
+	if out.Kind == plan.VethLink && p.name == plan.Host {
+		out.MAC = [6]byte{} // the kernel's own choice
+	}
+	if out.Kind != plan.VethLink || p.name != plan.Host {
+		out.NoLinkLocal = false // only host ends are asked to have none
+	}
+	return out
+}
+
+func (p *place) readAddrs(state *plan.State, ours map[int]plan.LinkKey) error {
+	if len(ours) == 0 {
+		return nil
+	}
+	return retryDump(func() error {
+		all, err := p.h.AddrList(nil, netlink.FAMILY_ALL)
+		if err != nil {
+			return err
+		}
+		for _, a := range all {
+			prefix := prefixOf(a.IPNet)
+			if k, ok := ours[a.LinkIndex]; ok && !prefix.Addr().IsLinkLocalUnicast() {
+				state.Addrs[plan.AddrKey{Link: k, Prefix: prefix}] = struct{}{}
+			}
+		}
+		return nil
+	})
+}
+
+func (p *place) readRoutes(state *plan.State, names map[int]string) error {
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		err := retryDump(func() error {
+			all, err := p.h.RouteListFiltered(family, &netlink.Route{Protocol: plan.Protocol, Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
+			if err != nil {
+				return err
+			}
+			for _, r := range all {
+				k, v := p.planRoute(r, family, names)
+				state.Routes[k] = v
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *place) planRoute(r netlink.Route, family int, names map[int]string) (plan.RouteKey, plan.Route) {
+	v4 := family == unix.AF_INET
+	dst := prefixOf(r.Dst)
+	if !dst.IsValid() {
+		dst = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+		if v4 {
+			dst = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+		}
+	}
+	k := plan.RouteKey{Place: p.name, Table: r.Table, Dst: dst, Dev: names[r.LinkIndex], Metric: r.Priority}
+	if !v4 && k.Metric == 1024 || !v4 && r.Type == unix.RTN_LOCAL && k.Metric == 0 {
+		k.Metric = 0 // IPv6's default
+	}
+	return k, plan.Route{Gateway: addrOf(r.Gw, v4), Src: addrOf(r.Src, v4), Local: r.Type == unix.RTN_LOCAL}
+}
+
+func (p *place) readRules(state *plan.State) error {
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		err := retryDump(func() error {
+			all, err := p.h.RuleList(family)
+			if errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) {
+				return nil // without IPv6
+			}
+			if err != nil {
+				return err
+			}
+			for _, r := range all {
+				if r.Protocol == plan.Protocol {
+					state.Rules[plan.RuleKey{Place: p.name, From: prefixOf(r.Src), Table: r.Table, Priority: r.Priority}] = struct{}{}
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,379 @@
+package store
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"berth"
+)
+
+// Networks returns all networks, by id.
+func (tx *Tx) Networks() ([]berth.Network, error) {
+	b, err := tx.rootBucket(networks)
+	if err != nil {
+		return nil, err
+	}
+	return all[berth.Network](b, nil)
+}
+
+// shortest is how many digits of an id stand for it at least.
+const shortest = 4
+
+// Network returns a network by name, by id, or by the beginning of an id that
+// no other network's has. Its error matches [berth.ErrNotFound] if there is
+// none, [berth.ErrInvalid] if there are several.
+func (tx *Tx) Network(ref string) (n berth.Network, err error) {
+	b, err := tx.rootBucket(networks)
+	if err != nil {
+		return n, err
+	}
+	if v := b.get([]byte(ref)); v != nil {
+		return n, b.decode(v, &n)
+	}
+	names, err := tx.rootBucket(networkNames)
+	if err != nil {
+		return n, err
+	}
+	if id := names.get([]byte(ref)); id != nil {
+		return n, b.decode(b.get(id), &n)
+	}
+	found := 0
+	if len(ref) >= shortest {
+		for _, v := range b.scan([]byte(ref)) {
+			if found++; found == 1 {
+				if err := b.decode(v, &n); err != nil {
+					return n, err
+				}
+			}
+		}
+	}
+	switch found {
+	case 0:
+		return berth.Network{}, fmt.Errorf("network %s: %w", cut(ref), berth.ErrNotFound)
+	case 1:
+		return n, nil
+	}
+	return berth.Network{}, fmt.Errorf("network %s: %d have an id that begins so: %w", cut(ref), found, berth.ErrInvalid)
+}
+
+// PutNetwork records a network under its id and its name.
+func (tx *Tx) PutNetwork(n berth.Network) error {
+	names, err := tx.rootBucketToWrite(networkNames)
+	if err != nil {
+		return err
+	}
+	if err := names.put([]byte(n.Name), []byte(n.ID)); err != nil {
+		return err
+	}
+	b, err := tx.rootBucketToWrite(networks)
+	if err != nil {
+		return err
+	}
+	return b.putJSON([]byte(n.ID), n)
+}
+
+// DeleteNetwork forgets a network and the cursors of its subnets. That it is
+// not there is no error.
+func (tx *Tx) DeleteNetwork(id string) error {
+	b, err := tx.rootBucketToWrite(networks)
+	if err != nil {
+		return err
+	}
+	v := b.get([]byte(id))
+	if v == nil {
+		return nil
+	}
+	var n berth.Network
+	if err := b.decode(v, &n); err != nil {
+		return err
+	}
+	names, err := tx.rootBucketToWrite(networkNames)
+	if err != nil {
+		return err
+	}
+	if err := names.delete([]byte(n.Name)); err != nil {
+		return err
+	}
+	if err := deleteAll(tx.runBucket(cursors), key(id, "")); err != nil {
+		return err
+	}
+	return b.delete([]byte(id))
+}
+
+// deleteAll deletes the keys that begin with prefix.
+func deleteAll(b bucket, prefix []byte) error {
+	var keys [][]byte
+	for k := range b.scan(prefix) {
+		keys = append(keys, append([]byte{}, k...))
+	}
+	for _, k := range keys {
+		if err := b.delete(k); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Sandboxes returns all sandboxes, by id.
+func (tx *Tx) Sandboxes() ([]berth.Sandbox, error) {
+	return all[berth.Sandbox](tx.runBucket(sandboxes), nil)
+}
+
+// Sandbox returns a sandbox by its id.
+func (tx *Tx) Sandbox(id string) (s berth.Sandbox, err error) {
+	b := tx.runBucket(sandboxes)
+	v := b.get([]byte(id))
+	if v == nil {
+		return s, fmt.Errorf("sandbox %s: %w", cut(id), berth.ErrNotFound)
+	}
+	return s, b.decode(v, &s)
+}
+
+// SandboxByName returns a sandbox by its name.
+func (tx *Tx) SandboxByName(name string) (s berth.Sandbox, err error) {
+	id := tx.runBucket(sandboxNames).get([]byte(name))
+	if id == nil {
+		return s, fmt.Errorf("sandbox %s: %w", cut(name), berth.ErrNotFound)
+	}
+	return tx.Sandbox(string(id))
+}
+
+// PutSandbox records a sandbox under its id and its name.
+func (tx *Tx) PutSandbox(s berth.Sandbox) error {
+	if err := tx.runBucket(sandboxNames).put([]byte(s.Name), []byte(s.ID)); err != nil {
+		return err
+	}
+	return tx.runBucket(sandboxes).putJSON([]byte(s.ID), s)
+}
+
+// DeleteSandbox forgets a sandbox. That it is not there is no error.
+func (tx *Tx) DeleteSandbox(id string) error {
+	b := tx.runBucket(sandboxes)
+	v := b.get([]byte(id))
+	if v == nil {
+		return nil
+	}
+	var s berth.Sandbox
+	if err := b.decode(v, &s); err != nil {
+		return err
+	}
+	names := tx.runBucket(sandboxNames)
+	if string(names.get([]byte(s.Name))) == id {
+		if err := names.delete([]byte(s.Name)); err != nil {
+			return err
+		}
+	}
+	return b.delete([]byte(id))
+}
+
+// An EndpointKey names an endpoint.
+type EndpointKey struct{ Sandbox, Interface string }
+
+func (k EndpointKey) bytes() []byte { return key(k.Sandbox, k.Interface) }
+
+// Endpoints returns all endpoints, by sandbox.
+func (tx *Tx) Endpoints() ([]berth.Endpoint, error) {
+	return all[berth.Endpoint](tx.runBucket(endpoints), nil)
+}
+
+// EndpointsOf returns the endpoints of a sandbox, by interface.
+func (tx *Tx) EndpointsOf(sandbox string) ([]berth.Endpoint, error) {
+	return all[berth.Endpoint](tx.runBucket(endpoints), key(sandbox, ""))
+}
+
+// EndpointsOn returns the endpoints on a network, by sandbox.
+func (tx *Tx) EndpointsOn(network string) ([]berth.Endpoint, error) {
+	var out []berth.Endpoint
+	prefix := key(network, "")
+	for k := range tx.runBucket(endpointsOn).scan(prefix) {
+		sandbox, dev, _ := strings.Cut(string(k[len(prefix):]), "\x00")
+		e, err := tx.Endpoint(sandbox, dev)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, e)
+	}
+	return out, nil
+}
+
+// Endpoint returns the endpoint at an interface of a sandbox.
+func (tx *Tx) Endpoint(sandbox, dev string) (e berth.Endpoint, err error) {
+	b := tx.runBucket(endpoints)
+	v := b.get(key(sandbox, dev))
+	if v == nil {
+		return e, fmt.Errorf("endpoint %s of sandbox %s: %w", cut(dev), cut(sandbox), berth.ErrNotFound)
+	}
+	return e, b.decode(v, &e)
+}
+
+// PutEndpoint records an endpoint and takes its addresses. Scope is where they
+// must be unique: "" for all networks whose addresses the host sees, else the
+// network's id.
+func (tx *Tx) PutEndpoint(e berth.Endpoint, scope string) error {
+	k := EndpointKey{e.Sandbox, e.Interface}
+	if err := tx.DeleteEndpoint(e.Sandbox, e.Interface); err != nil {
+		return err
+	}
+	for _, p := range e.Addrs {
+		if err := tx.runBucket(addresses).put(key(scope, p.Addr().String()), k.bytes()); err != nil {
+			return err
+		}
+	}
+	if err := tx.runBucket(endpointsOn).put(key(e.Network, e.Sandbox, e.Interface), []byte(scope)); err != nil {
+		return err
+	}
+	return tx.runBucket(endpoints).putJSON(k.bytes(), e)
+}
+
+// DeleteEndpoint forgets an endpoint and gives its addresses back. That it is
+// not there is no error.
+func (tx *Tx) DeleteEndpoint(sandbox, dev string) error {
+	b := tx.runBucket(endpoints)
+	k := key(sandbox, dev)
+	v := b.get(k)
+	if v == nil {
+		return nil
+	}
+	var e berth.Endpoint
+	if err := b.decode(v, &e); err != nil {
+		return err
+	}
+	on, onKey := tx.runBucket(endpointsOn), key(e.Network, sandbox, dev)
+	scope := string(on.get(onKey))
+	for _, p := range e.Addrs {
+		a := tx.runBucket(addresses)
+		if ak := key(scope, p.Addr().String()); string(a.get(ak)) == string(k) {
+			if err := a.delete(ak); err != nil {
+				return err
+			}
+		}
+	}
+	if err := on.delete(onKey); err != nil {
+		return err
+	}
+	return b.delete(k)
+}
+
+// Taken returns the endpoint that has an address in a scope.
+func (tx *Tx) Taken(scope string, a netip.Addr) (EndpointKey, bool) {
+	v := tx.runBucket(addresses).get(key(scope, a.String()))
+	if v == nil {
+		return EndpointKey{}, false
+	}
+	sandbox, dev, _ := strings.Cut(string(v), "\x00")
+	return EndpointKey{sandbox, dev}, true
+}
+
+// Cursor returns the address that was handed out last in a subnet of a
+// network; it is not valid if none was.
+func (tx *Tx) Cursor(network string, subnet netip.Prefix) (netip.Addr, error) {
+	v := tx.runBucket(cursors).get(key(network, subnet.String()))
+	if v == nil {
+		return netip.Addr{}, nil
+	}
+	return netip.ParseAddr(string(v))
+}
+
+// SetCursor records the address that was handed out last.
+func (tx *Tx) SetCursor(network string, subnet netip.Prefix, a netip.Addr) error {
+	return tx.runBucket(cursors).put(key(network, subnet.String()), []byte(a.String()))
+}
+
+// portKey sorts by protocol, port, address.
+func portKey(k berth.PortKey) []byte {
+	b := append([]byte(k.Protocol), 0)
+	b = binary.BigEndian.AppendUint16(b, k.HostPort)
+	return append(b, k.HostIP.AsSlice()...)
+}
+
+// Ports returns all ports, by protocol and port.
+func (tx *Tx) Ports() ([]berth.Port, error) { return all[berth.Port](tx.runBucket(ports), nil) }
+
+// Port returns one port.
+func (tx *Tx) Port(k berth.PortKey) (p berth.Port, err error) {
+	b := tx.runBucket(ports)
+	v := b.get(portKey(k))
+	if v == nil {
+		return p, fmt.Errorf("port %s:%d/%s: %w", k.HostIP, k.HostPort, k.Protocol, berth.ErrNotFound)
+	}
+	return p, b.decode(v, &p)
+}
+
+// PortsAt returns the ports published at one host port, at any address.
+func (tx *Tx) PortsAt(proto berth.Protocol, hostPort uint16) ([]berth.Port, error) {
+	prefix := binary.BigEndian.AppendUint16(append([]byte(proto), 0), hostPort)
+	return all[berth.Port](tx.runBucket(ports), prefix)
+}
+
+// PortsOf returns the ports of a sandbox.
+func (tx *Tx) PortsOf(sandbox string) ([]berth.Port, error) { return tx.portsBy(portsOf, sandbox) }
+
+// PortsOn returns the ports that lead to a network.
+func (tx *Tx) PortsOn(network string) ([]berth.Port, error) { return tx.portsBy(portsOn, network) }
+
+func (tx *Tx) portsBy(index []byte, id string) ([]berth.Port, error) {
+	var out []berth.Port
+	b, prefix := tx.runBucket(ports), key(id, "")
+	for k := range tx.runBucket(index).scan(prefix) {
+		v := b.get(k[len(prefix):])
+		if v == nil {
+			return nil, b.f.damaged("a port is in an index and not among the ports")
+		}
+		var p berth.Port
+		if err := b.decode(v, &p); err != nil {
+			return nil, err
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+// HasPorts reports whether any port leads to a network.
+func (tx *Tx) HasPorts(network string) (bool, error) {
+	for range tx.runBucket(portsOn).scan(key(network, "")) {
+		return true, nil
+	}
+	return false, nil
+}
+
+// PutPort records a port. The key must be free.
+func (tx *Tx) PutPort(p berth.Port) error {
+	k := portKey(p.PortKey)
+	if err := tx.runBucket(portsOf).put(append(key(p.Sandbox, ""), k...), []byte{1}); err != nil {
+		return err
+	}
+	if err := tx.runBucket(portsOn).put(append(key(p.Network, ""), k...), []byte{1}); err != nil {
+		return err
+	}
+	return tx.runBucket(ports).putJSON(k, p)
+}
+
+// DeletePort forgets a port. That it is not there is no error.
+func (tx *Tx) DeletePort(pk berth.PortKey) error {
+	b, k := tx.runBucket(ports), portKey(pk)
+	v := b.get(k)
+	if v == nil {
+		return nil
+	}
+	var p berth.Port
+	if err := b.decode(v, &p); err != nil {
+		return err
+	}
+	if err := tx.runBucket(portsOf).delete(append(key(p.Sandbox, ""), k...)); err != nil {
+		return err
+	}
+	if err := tx.runBucket(portsOn).delete(append(key(p.Network, ""), k...)); err != nil {
+		return err
+	}
+	return b.delete(k)
+}
+
+// cut keeps what a user typed short enough for one line.
+func cut(s string) string {
+	if len(s) > 60 {
+		return s[:57] + "…"
+	}
+	return s
+}

@@ -1,0 +1,367 @@
+package store
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"iter"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"strconv"
+	"strings"
+
+	bolt "go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
+)
+
+// A Tx is one transaction over both files, valid within the function that
+// [Store.View] or [Store.Update] called. It is not safe for several goroutines.
+type Tx struct {
+	s        *Store
+	writable bool
+
+	run, root *file // nil if there is none, root also until it is asked for
+	opening   *file // while it is opened
+	at        layout
+
+	rootOpened  bool
+	rootChanged bool // not only by deletions
+}
+
+// guard calls fn and closes the files. bbolt trusts its files: a damaged one
+// makes it panic, or fault where its mapping ends. Such a panic becomes an
+// error; any other goes on.
+func (tx *Tx) guard(fn func() error) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	done := false
+	defer func() {
+		if done {
+			tx.run.close()
+			tx.root.close()
+			return
+		}
+		tx.run.abandon()
+		tx.root.abandon()
+		tx.opening.abandon()
+		p := recover() // nil after a runtime.Goexit
+		if p == nil {
+			return
+		}
+		if !fromBolt(p) {
+			panic(p)
+		}
+		err = tx.at.damaged(p)
+	}()
+	err = fn()
+	done = true
+	return err
+}
+
+// fromBolt reports whether a panic that is being recovered began in bbolt or
+// is a fault of its mapping.
+func fromBolt(p any) bool {
+	// A fault at an address that Go does not know has the address. A nil
+	// pointer has none.
+	if _, ok := p.(interface{ Addr() uintptr }); ok {
+		return true
+	}
+	pcs := make([]uintptr, 64)
+	frames := runtime.CallersFrames(pcs[:runtime.Callers(1, pcs)])
+	panicking := false
+	for {
+		f, more := frames.Next()
+		switch {
+		case strings.HasPrefix(f.Function, "runtime."):
+			panicking = panicking || f.Function == "runtime.gopanic"
+		case panicking:
+			return strings.HasPrefix(f.Function, "go.etcd.io/bbolt")
+		}
+		if !more {
+			return false
+		}
+	}
+}
+
+// open opens one file. It returns nil if there is none.
+func (tx *Tx) open(l layout, writable bool) (*file, error) {
+	tx.at = l
+	f, err := l.open(writable)
+	tx.opening = nil
+	if err != nil {
+		f.close()
+		if errors.Is(err, os.ErrNotExist) {
+			return nil, nil
+		}
+		return nil, err
+	}
+	return f, nil
+}
+
+// openRun opens the run store. One of another boot is as good as none: what it
+// says was in the kernel is gone with the kernel. (On a tmpfs it is gone
+// itself; this is for a run directory on a disk.)
+func (tx *Tx) openRun() error {
+	f, err := tx.open(tx.s.run, tx.writable)
+	if err != nil {
+		return err
+	}
+	if f != nil {
+		tx.run = f
+		switch err := f.checkHost(tx.s); {
+		case err == nil:
+			return f.check()
+		case err != errOtherBoot:
+			return err
+		}
+		f.close()
+		tx.run = nil
+	}
+	if !tx.writable {
+		return nil
+	}
+	err = tx.s.run.create(func(b *bolt.Bucket) error {
+		return errors.Join(b.Put(bootKey, []byte(tx.s.host.BootID)),
+			b.Put(cookieKey, []byte(strconv.FormatUint(tx.s.host.Cookie, 10))))
+	})
+	if err != nil {
+		return err
+	}
+	tx.run, err = tx.open(tx.s.run, true)
+	return err
+}
+
+// openRoot opens the network file to read, unless it is open.
+func (tx *Tx) openRoot() error {
+	if tx.rootOpened {
+		return nil
+	}
+	f, err := tx.open(tx.s.root, false)
+	if err != nil {
+		return err
+	}
+	tx.root, tx.rootOpened = f, true
+	if f == nil {
+		return nil
+	}
+	err = f.check()
+	if errors.Is(err, errOldSchema) && tx.writable {
+		return tx.openRootToWrite()
+	}
+	return err
+}
+
+// openRootToWrite opens the network file to write. Most updates never do, and
+// so never wait for the disk.
+func (tx *Tx) openRootToWrite() error {
+	if tx.root != nil && tx.root.tx.Writable() {
+		return nil
+	}
+	if !tx.writable {
+		return bolterrors.ErrTxNotWritable
+	}
+	tx.root.close()
+	tx.root = nil
+	f, err := tx.open(tx.s.root, true)
+	if f == nil && err == nil {
+		if err = tx.s.root.create(func(*bolt.Bucket) error { return nil }); err == nil {
+			f, err = tx.open(tx.s.root, true)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	tx.root, tx.rootOpened = f, true
+	return f.check()
+}
+
+// commit keeps what was written in both files.
+func (tx *Tx) commit() error {
+	order := []*file{tx.root, tx.run}
+	if tx.root != nil && !tx.root.kept {
+		order = []*file{tx.run, tx.root}
+	}
+	for _, f := range order {
+		if f != nil && f.dirty {
+			tx.at = f.layout
+			if err := f.ensureRoom(); err != nil {
+				return err
+			}
+		}
+	}
+	for _, f := range order {
+		if f != nil && f.dirty {
+			tx.at = f.layout
+			if err := f.commit(); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// A bucket is one of a file. That of a file that is not there is empty.
+type bucket struct {
+	b  *bolt.Bucket
+	f  *file
+	tx *Tx
+}
+
+func (tx *Tx) runBucket(name []byte) bucket { return tx.bucket(tx.run, name) }
+
+func (tx *Tx) rootBucket(name []byte) (bucket, error) {
+	if err := tx.openRoot(); err != nil {
+		return bucket{}, err
+	}
+	return tx.bucket(tx.root, name), nil
+}
+
+func (tx *Tx) rootBucketToWrite(name []byte) (bucket, error) {
+	if err := tx.openRootToWrite(); err != nil {
+		return bucket{}, err
+	}
+	return tx.bucket(tx.root, name), nil
+}
+
+func (tx *Tx) bucket(f *file, name []byte) bucket {
+	if f == nil {
+		return bucket{tx: tx}
+	}
+	tx.at = f.layout
+	b := f.tx.Bucket(name)
+	if b == nil {
+		panic("no bucket " + string(name)) // unreachable in a file of our schema
+	}
+	b.FillPercent = 0.9 // keys come mostly in order
+	return bucket{b, f, tx}
+}
+
+// get returns the value of a key, nil if there is none. It is valid until the
+// transaction ends.
+func (b bucket) get(key []byte) []byte {
+	if b.b == nil {
+		return nil
+	}
+	b.tx.at = b.f.layout
+	return b.b.Get(key)
+}
+
+// growth is how much longer a record may become on a full disk: enough for the
+// mark that an endpoint is leaving.
+const growth = 64
+
+func (b bucket) put(key, value []byte) error {
+	if b.b == nil || !b.b.Writable() {
+		return bolterrors.ErrTxNotWritable
+	}
+	old := b.get(key)
+	if old != nil && bytes.Equal(old, value) {
+		return nil
+	}
+	switch {
+	case old == nil:
+		b.f.added += len(key) + len(value) + 16
+	case len(value) > len(old)+growth:
+		b.f.added += len(value) - len(old)
+	}
+	b.f.dirty, b.f.kept = true, true
+	return b.b.Put(key, value)
+}
+
+// delete removes a key; that it is not there is no error.
+func (b bucket) delete(key []byte) error {
+	if b.b == nil || !b.b.Writable() {
+		return bolterrors.ErrTxNotWritable
+	}
+	if b.get(key) == nil {
+		return nil
+	}
+	b.f.dirty = true
+	return b.b.Delete(key)
+}
+
+// scan goes over the keys that begin with prefix, in order. The bucket must
+// not be written while it does.
+func (b bucket) scan(prefix []byte) iter.Seq2[[]byte, []byte] {
+	return func(yield func(k, v []byte) bool) {
+		if b.b == nil {
+			return
+		}
+		b.tx.at = b.f.layout
+		c := b.b.Cursor()
+		for k, v := c.Seek(prefix); k != nil && bytes.HasPrefix(k, prefix); k, v = c.Next() {
+			if !yield(k, v) {
+				return
+			}
+		}
+	}
+}
+
+func (b bucket) putJSON(key []byte, v any) error {
+	value, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return b.put(key, value)
+}
+
+// decode reads a record of the bucket.
+func (b bucket) decode(value []byte, v any) error {
+	if err := json.Unmarshal(value, v); err != nil {
+		return b.f.damaged(fmt.Sprintf("a record: %v", err))
+	}
+	return nil
+}
+
+// all decodes the records whose keys begin with prefix.
+func all[T any](b bucket, prefix []byte) ([]T, error) {
+	var out []T
+	for _, v := range b.scan(prefix) {
+		var t T
+		if err := b.decode(v, &t); err != nil {
+			return nil, err
+		}
+		out = append(out, t)
+	}
+	return out, nil
+}
+
+// key joins the parts of a key. No part but the last may hold a zero byte.
+func key(parts ...string) []byte { return []byte(strings.Join(parts, "\x00")) }
+
+// Meta returns what SetMeta kept in the run store under a key, nil if nothing.
+func (tx *Tx) Meta(name string) ([]byte, error) {
+	return bytes.Clone(tx.runBucket(meta).get([]byte(name))), nil
+}
+
+// SetMeta keeps a value in the run store until the next reboot. An empty one
+// is forgotten.
+func (tx *Tx) SetMeta(name string, value []byte) error {
+	return tx.runBucket(meta).set(name, value)
+}
+
+// RootMeta returns what SetRootMeta kept under a key, nil if nothing.
+func (tx *Tx) RootMeta(name string) ([]byte, error) {
+	b, err := tx.rootBucket(meta)
+	if err != nil {
+		return nil, err
+	}
+	return bytes.Clone(b.get([]byte(name))), nil
+}
+
+// SetRootMeta keeps a value beside the networks. An empty one is forgotten.
+func (tx *Tx) SetRootMeta(name string, value []byte) error {
+	b, err := tx.rootBucketToWrite(meta)
+	if err != nil {
+		return err
+	}
+	return b.set(name, value)
+}
+
+func (b bucket) set(name string, value []byte) error {
+	if len(value) == 0 {
+		return b.delete([]byte(name))
+	}
+	return b.put([]byte(name), bytes.Clone(value))
+}
