@@ -110,6 +110,7 @@ func TestConnectPublishFlushReconcile(t *testing.T) {
 	w.connect("front", client, engine.ConnectOptions{})
 
 	nettest.Serve(t, webNS, "tcp", netip.MustParseAddrPort("[::]:80"), "hello")
+	nettest.Serve(t, webNS, "tcp", netip.MustParseAddrPort("0.0.0.0:80"), "hello")
 	dial := func(from *netns.NS, to string, want bool) {
 		t.Helper()
 		reply, err := nettest.Dial(t, from, "tcp", netip.MustParseAddrPort(to), time.Second)

@@ -245,7 +245,18 @@ func (k *Kernel) Apply(ctx context.Context, steps []plan.Step) error {
 		name := reflect.TypeOf(steps[i]).Name()
 		crash.Point("kernel.before:" + name)
 		var err error
-		if d, ok := steps[i].(plan.DropLinks); ok {
+		if first, ok := steps[i].(plan.SetSysctl); ok {
+			// Neighbours of one place are written on one thread inside it.
+			same := []plan.SetSysctl{first}
+			for ; i+1 < len(steps); i++ {
+				next, ok := steps[i+1].(plan.SetSysctl)
+				if !ok || next.Key.Place != first.Key.Place {
+					break
+				}
+				same = append(same, next)
+			}
+			err = s.setSysctls(same)
+		} else if d, ok := steps[i].(plan.DropLinks); ok {
 			var flush plan.FlushConntrack
 			if i+1 < len(steps) {
 				if flush, ok = steps[i+1].(plan.FlushConntrack); ok {
@@ -288,6 +299,29 @@ func (s *session) dropLinks(d plan.DropLinks, flush plan.FlushConntrack, firewal
 	return errors.Join(err, <-errs)
 }
 
+// setSysctls writes sysctls of one place.
+func (s *session) setSysctls(same []plan.SetSysctl) error {
+	where := same[0].Key.Place
+	var failed plan.SetSysctl
+	err := s.put("", "", where, func(p *place) error {
+		return p.ns.Do(func() error {
+			for _, step := range same {
+				crash.Point("kernel.sysctl")
+				if err := setSysctl(step.Key.Path, step.Value); err != nil {
+					failed = step
+					return err
+				}
+			}
+			return nil
+		})
+	})
+	var o *OpError
+	if errors.As(err, &o) {
+		err = op("set sysctl", failed.Key.Path+" to "+failed.Value, where, o.Err)
+	}
+	return err
+}
+
 // do does one step.
 func (s *session) do(step plan.Step) error {
 	switch step := step.(type) {
@@ -315,8 +349,6 @@ func (s *session) do(step plan.Step) error {
 		return s.put("put rule", "from "+step.Key.From.String(), step.Key.Place, func(p *place) error { return p.putRule(step.Key) })
 	case plan.DropRule:
 		return s.drop("drop rule", "from "+step.Key.From.String(), step.Key.Place, func(p *place) error { return p.dropRule(step.Key) })
-	case plan.SetSysctl:
-		return s.put("set sysctl", step.Key.Path+" to "+step.Value, step.Key.Place, func(p *place) error { return p.setSysctl(step.Key.Path, step.Value) })
 	case plan.PutNetns:
 		return op("make namespace", step.Name, plan.Host, netns.Create(step.Name))
 	case plan.DropNetns:

@@ -73,7 +73,7 @@ func (s *session) makeLink(p *place, step plan.PutLink) error {
 	// kernel then takes the pair for no pair (linkwatch_urgent_event), notices
 	// its carrier up to a second late, and IPv6 loses its first packets.
 	msg.Index = 1<<24 + rand.Int32N(1<<30)
-	if l.Up && l.Kind == plan.VethLink {
+	if l.Up {
 		msg.Flags, msg.Change = unix.IFF_UP, unix.IFF_UP
 	}
 	req.AddData(msg)
@@ -111,13 +111,7 @@ func (s *session) makeLink(p *place, step plan.PutLink) error {
 			return err
 		}
 	}
-	if err := p.decorate(int(msg.Index), l); err != nil {
-		return err
-	}
-	if l.Up && l.Kind != plan.VethLink {
-		return p.up(step.Key.Name)
-	}
-	return nil
+	return p.decorate(int(msg.Index), l)
 }
 
 func addPeer(info *nl.RtAttr, name string, l plan.Link, where *place) {

@@ -22,20 +22,19 @@ func (p *place) sysctl(path string) (value string, err error) {
 	return value, err
 }
 
-// setSysctl writes a value unless it is there already.
-func (p *place) setSysctl(path, value string) error {
-	return p.ns.Do(func() error {
-		b, err := os.ReadFile(root + path)
-		if errors.Is(err, fs.ErrNotExist) && strings.HasPrefix(path, "net/ipv6/") {
-			if _, err := os.Stat(root + "net/ipv6"); errors.Is(err, fs.ErrNotExist) {
-				return nil // without IPv6 all of it is closed
-			}
+// setSysctl writes a value, unless it is there already, on a thread that is
+// inside the namespace.
+func setSysctl(path, value string) error {
+	b, err := os.ReadFile(root + path)
+	if errors.Is(err, fs.ErrNotExist) && strings.HasPrefix(path, "net/ipv6/") {
+		if _, err := os.Stat(root + "net/ipv6"); errors.Is(err, fs.ErrNotExist) {
+			return nil // without IPv6 all of it is closed
 		}
-		if err != nil || strings.TrimSpace(string(b)) == value {
-			return err
-		}
-		return os.WriteFile(root+path, []byte(value), 0)
-	})
+	}
+	if err != nil || strings.TrimSpace(string(b)) == value {
+		return err
+	}
+	return os.WriteFile(root+path, []byte(value), 0)
 }
 
 // readSysctls reads several, on one thread inside the namespace.

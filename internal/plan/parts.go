@@ -128,6 +128,10 @@ func (s *State) loopbackWay(n berth.Network, dev string, published bool) {
 func (s *State) quietHostEnd(dev string, n berth.Network) {
 	if n.Has6() {
 		s.sysctl(Host, "net/ipv6/conf/"+dev+"/accept_ra", "0")
+		// A router asks for its neighbours from its link-local address, and not
+		// while that is being tried for a duplicate: the first second of a
+		// network would be lost.
+		s.sysctl(Host, "net/ipv6/conf/"+dev+"/accept_dad", "0")
 		s.sysctl(Host, "net/ipv6/conf/"+dev+"/disable_ipv6", "0")
 	} else {
 		// Else a sandbox's router advertisement becomes the host's default
@@ -213,9 +217,10 @@ func (s *State) wire(place Place, a Attachment) {
 		return
 	}
 	out := LinkKey{Host, HostEnd(e.ID)}
-	host := Link{Kind: VethLink, Alias: Alias(e.ID), MTU: n.MTU, Up: true, Peer: in, NoLinkLocal: true}
+	host := Link{Kind: VethLink, Alias: Alias(e.ID), MTU: n.MTU, Up: true, Peer: in}
 	inside.Peer = out
 	if n.Driver == berth.Bridge {
+		host.NoLinkLocal = true // the bridge has the addresses
 		host.Master, host.Hairpin, host.Isolated = n.Bridge, true, n.Isolated
 		s.link(out, host)
 		s.link(in, inside)
@@ -261,7 +266,7 @@ func (s *State) inside(place Place, a Attachment) {
 		return
 	}
 	for _, kv := range [][2]string{
-		{"disable_ipv6", "0"}, {"forwarding", "0"}, {"accept_ra", "0"}, {"accept_redirects", "0"},
+		{"disable_ipv6", "0"}, {"accept_dad", "0"}, {"forwarding", "0"}, {"accept_ra", "0"}, {"accept_redirects", "0"},
 	} {
 		s.sysctl(place, "net/ipv6/conf/"+dev+"/"+kv[0], kv[1])
 	}

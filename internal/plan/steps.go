@@ -217,6 +217,8 @@ func (b *builder) putLinks() {
 		case l.Kind == Loopback:
 			up[k] = true
 		case l.Kind == BridgeLink:
+			up[k] = l.Up
+			l.Up = false
 			b.add(PutLink{Key: k, Link: l})
 		case !done[k]:
 			inside := b.d.Put.Links[l.Peer]
