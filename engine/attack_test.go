@@ -99,7 +99,9 @@ func (f *fort) toWeb(own4, own6 netip.Addr) []trick {
 		{"as the gateway, IPv6", one(at(f.front.Subnets[1].Gateway, 1000), at(web6, 80))},
 		{"as the host", one(at(host4, 1000), at(web4, 80))},
 		{"as the host, IPv6", one(at(host6, 1000), at(web6, 80))},
-		{"in fragments", func(mark []byte) [][]byte { return fragments(udp(at(own4, 1000), at(web4, 80), mark)) }},
+		{"in fragments", func(mark []byte) [][]byte {
+			return fragments(udp(at(own4, 1000), at(web4, 80), append(mark[:len(mark):len(mark)], make([]byte, 64)...)))
+		}},
 		{"to a port published on 127.0.0.1", one(at(own4, 1000), at(loop4, 9999))},
 		{"as 127.0.0.1", one(at(loop4, 1000), at(web4, 80))},
 		{"as 127.0.0.1 to a published port", one(at(loop4, 1000), at(host4, 8888))},
@@ -114,7 +116,8 @@ var serial int
 func (f *fort) try(g *gun, to net.HardwareAddr, own netip.Addr, tr trick) bool {
 	f.t.Helper()
 	serial++
-	mark, fence := fmt.Appendf(nil, "mark-%08d", serial), fmt.Appendf(nil, "fence-%08d", serial)
+	// Eight bytes, so that each is whole even in fragments of eight.
+	mark, fence := fmt.Appendf(nil, "m%07d", serial), fmt.Appendf(nil, "f%07d", serial)
 	g.fire(to, tr.packets(mark)...)
 	g.fire(to, udp(at(own, uint16(2000+serial%60000)), at(host4, 8888), fence))
 	return f.ear.hears(mark, fence, 2*time.Second)
@@ -129,7 +132,7 @@ func TestAttacks(t *testing.T) {
 			f.sandboxAttacks()
 			f.cagedAttacks()
 			f.advertisements()
-			f.twoLegs()
+			f.twoLegs(brnf)
 			f.clean()
 		})
 	}
@@ -194,11 +197,16 @@ func (f *fort) cagedAttacks() {
 		for _, s := range []struct {
 			place nettest.Place
 			port  uint16
-		}{{f.host, 7001}, {f.lan, 7002}, {f.webNS, 80}} {
+		}{{f.lan, 7002}, {f.webNS, 80}} {
 			nettest.Serve(f.t, s.place, proto, at(any4, s.port), "here")
 			nettest.Serve(f.t, s.place, proto, at(any6, s.port), "here")
 		}
 		gw4, gw6 := f.vault.Subnets[0].Gateway, f.vault.Subnets[1].Gateway
+		// One server for each address: a datagram's answer from "any" leaves with
+		// the address of the way back.
+		for _, a := range []netip.Addr{host4, host6, gw4, gw6, f.front.Subnets[0].Gateway, f.front.Subnets[1].Gateway} {
+			nettest.Serve(f.t, f.host, proto, at(a, 7001), "here")
+		}
 		for _, to := range []netip.AddrPort{
 			at(lan4, 7002), at(lan6, 7002), at(host4, 7001), at(host6, 7001), at(f.web.Addr4(), 80), at(f.web.Addr6(), 80),
 			at(host4, 8888), at(host6, 8888), at(gw4, 8888), at(gw6, 8888), at(f.front.Subnets[0].Gateway, 7001),
@@ -258,29 +266,37 @@ func (f *fort) advertisements() {
 	}
 	f.nsRun(f.webNS, "sysctl", "-qw", "net/ipv6/conf/"+f.web.Interface+"/accept_ra=0")
 	f.nsRun(f.webNS, "ip", "-6", "route", "flush", "proto", "ra")
+	f.nsRun(f.webNS, "ip", "-6", "addr", "flush", "dev", f.web.Interface, "dynamic")
 }
 
 // twoLegs: a sandbox on two networks is no router between them.
-func (f *fort) twoLegs() {
+func (f *fort) twoLegs(brnf bool) {
 	f.t.Helper()
 	g := newGun(f.t, f.attackerNS, f.attacker.Interface)
 	to := mac(f.t, f.midNS, f.mid.Interface)
 	for v, tr := range f.toWeb(f.attacker.Addr4(), f.attacker.Addr6())[:2] {
 		serial++
-		mark := fmt.Appendf(nil, "mark-%08d", serial)
+		mark := fmt.Appendf(nil, "m%07d", serial)
 		g.fire(to, tr.packets(mark)...)
 		if f.ear.hears(mark, nil, 500*time.Millisecond) {
 			f.t.Errorf("a sandbox on two networks routed between them: %s", tr.name)
 		}
+		if brnf {
+			continue // the host's own guard sees the packet too
+		}
 		conf := []string{"net/ipv4/conf/%s/forwarding", "net/ipv6/conf/%s/forwarding"}[v]
-		for _, dev := range []string{"eth0", "eth1"} {
+		devs := []string{"eth0", "eth1"}
+		if v == 1 {
+			devs = append(devs, "all") // ip6_forward looks at this one
+		}
+		for _, dev := range devs {
 			f.nsRun(f.midNS, "sysctl", "-qw", fmt.Sprintf(conf, dev)+"=1")
 		}
 		g.fire(to, tr.packets(mark)...)
 		if !f.ear.hears(mark, nil, 2*time.Second) {
 			f.t.Errorf("control: a sandbox that routes did not: %s", tr.name)
 		}
-		for _, dev := range []string{"eth0", "eth1"} {
+		for _, dev := range devs {
 			f.nsRun(f.midNS, "sysctl", "-qw", fmt.Sprintf(conf, dev)+"=0")
 		}
 	}
