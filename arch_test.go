@@ -45,9 +45,9 @@ type rule struct {
 }
 
 var rules = []rule{
-	{imports: []string{"github.com/vishvananda/netlink", "github.com/vishvananda/netns"}, only: []string{"berth/internal/kernel"},
+	{imports: []string{"github.com/vishvananda/netlink", "github.com/vishvananda/netns"}, only: []string{"berth/internal/kernel", "berth/bench"},
 		why: "one package speaks rtnetlink and conntrack, so that one Apply changes the kernel"},
-	{imports: []string{"github.com/google/nftables"}, only: []string{"berth/internal/nft"},
+	{imports: []string{"github.com/google/nftables"}, only: []string{"berth/internal/nft", "berth/bench"},
 		why: "one package speaks nftables, so that one table has one owner"},
 	{imports: []string{"github.com/mdlayher/netlink"}, only: []string{"berth/internal/nft", "berth/internal/kernel"},
 		why: "netlink has two users"},
@@ -56,12 +56,18 @@ var rules = []rule{
 	{imports: []string{"golang.org/x/sys"},
 		only: []string{
 			"berth/internal/kernel", "berth/internal/nft", "berth/internal/netns", "berth/internal/store",
-			"berth/internal/crash", "berth/internal/nettest",
+			"berth/internal/crash", "berth/internal/nettest", "berth/bench",
+			"berth/internal/cli",  // exec takes the process into a namespace
+			"berth/internal/demo", // makes a private host of its own process
 		},
 		why: "system calls are made at the edges"},
-	{imports: []string{"github.com/spf13"}, only: []string{"berth/internal/cli", "berth/cmd"},
+	{imports: []string{"github.com/spf13"}, only: []string{"berth/internal/cli", "berth/internal/demo", "berth/cmd"},
 		why: "flags and usage are the command line's"},
-	{imports: []string{"os/exec"}, only: []string{"berth/internal/oci", "berth/internal/nettest"},
+	{imports: []string{"os/exec"}, only: []string{
+		"berth/internal/oci", "berth/internal/nettest", "berth/bench",
+		"berth/internal/cli",  // looks up the command of exec
+		"berth/internal/demo", // runs berth itself
+	},
 		why: "no ip, nft or iptables is run: only a container runtime is"},
 	{imports: []string{"testing", "github.com/rogpeppe", "github.com/google/go-cmp", "pgregory.net/rapid"},
 		only: forTests, why: "it is for tests"},
@@ -146,7 +152,7 @@ func below(imp string, roots []string) bool {
 // a user.
 func isService(pkg string) bool {
 	return !slices.Contains(slices.Concat(nouns, pure, edges, engines, surfaces, forTests), pkg) &&
-		!below(pkg, []string{"berth/examples", "berth/cmd", "berth/engine"})
+		!below(pkg, []string{"berth/examples", "berth/cmd", "berth/engine", "berth/bench"})
 }
 
 // badNames lists packages without a doc comment or with a name that says

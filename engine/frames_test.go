@@ -121,19 +121,6 @@ func udp(src, dst netip.AddrPort, payload []byte) []byte {
 	return ip(src.Addr(), dst.Addr(), unix.IPPROTO_UDP, u)
 }
 
-// syn builds a TCP SYN whose options area carries no mark: it is known by its
-// sequence number.
-func syn(src, dst netip.AddrPort, seq uint32) []byte {
-	h := make([]byte, 20)
-	binary.BigEndian.PutUint16(h[0:], src.Port())
-	binary.BigEndian.PutUint16(h[2:], dst.Port())
-	binary.BigEndian.PutUint32(h[4:], seq)
-	h[12], h[13] = 5<<4, 2
-	binary.BigEndian.PutUint16(h[14:], 64240)
-	binary.BigEndian.PutUint16(h[16:], transportSum(src.Addr(), dst.Addr(), unix.IPPROTO_TCP, h))
-	return ip(src.Addr(), dst.Addr(), unix.IPPROTO_TCP, h)
-}
-
 func ip(src, dst netip.Addr, proto byte, payload []byte) []byte {
 	if src.Is6() {
 		h := make([]byte, 40)

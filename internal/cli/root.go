@@ -20,6 +20,7 @@ import (
 
 	"berth"
 	"berth/engine"
+	"berth/internal/demo"
 )
 
 // Exit statuses, documented in the manual.
@@ -85,6 +86,9 @@ func report(w io.Writer, err error) int {
 			return status
 		}
 	}
+	if errors.Is(err, demo.ErrFailed) {
+		return exitFailed // it has said why
+	}
 	fmt.Fprintf(w, "berth: %s\n", strings.Join(strings.Fields(err.Error()), " "))
 	for _, h := range hints {
 		if errors.Is(err, h.is) {
@@ -136,7 +140,7 @@ Environment: BERTH_ROOT, BERTH_RUN, BERTH_CONFIG for --root, --run, --config.`,
 	f.StringVar(&p.config, "config", env("BERTH_CONFIG", "/etc/berth/config.json"), "configuration file")
 	f.BoolVar(&p.debug, "debug", false, "tell on stderr what is done")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err) })
-	root.AddCommand(p.network(), p.sandbox(), p.publish(), p.unpublish(), p.port(), p.check(), p.reconcile(), p.info(), p.version(), p.manual())
+	root.AddCommand(p.network(), p.sandbox(), p.publish(), p.unpublish(), p.port(), p.check(), p.reconcile(), p.info(), p.version(), demo.Command(), p.manual())
 	usageErrors(root)
 	return root
 }

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"io/fs"
 	"net/netip"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -200,10 +199,4 @@ func (k *Kernel) Obstacles(networks []foreign.Network) ([]foreign.Obstacle, erro
 		bridged.IPv6 = v == "1"
 	}
 	return foreign.Obstacles(tables, networks, bridged), nil
-}
-
-// have reports whether a file is there.
-func have(path string) bool {
-	_, err := os.Stat(path)
-	return err == nil
 }

@@ -50,7 +50,8 @@ func (c *Conn) legacy() ([]foreign.Table, error) {
 		for _, k := range legacyKinds {
 			// Asking for a table that is not there would load it.
 			b, err := os.ReadFile(strings.Replace(k.names, "/proc/", "/proc/thread-self/", 1))
-			if errors.Is(err, fs.ErrNotExist) || err == nil && !bytes.Contains(b, []byte("filter\n")) {
+			// In a user namespace it cannot be read, and no such table be made.
+			if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) || err == nil && !bytes.Contains(b, []byte("filter\n")) {
 				continue
 			}
 			if err != nil {

@@ -26,8 +26,7 @@ type Tx struct {
 	opening   *file // while it is opened
 	at        layout
 
-	rootOpened  bool
-	rootChanged bool // not only by deletions
+	rootOpened bool
 }
 
 // guard calls fn and closes the files. bbolt trusts its files: a damaged one

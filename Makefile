@@ -1,0 +1,33 @@
+# Every target can be run alone, as root, on a bare Debian machine with Go: it
+# installs what it needs (scripts/setup).
+GO ?= go
+export CGO_ENABLED = 0
+
+.PHONY: build test demo bench lint fuzz docs test-kernels
+
+build:
+	$(GO) build -trimpath -o berth ./cmd/berth
+
+test:
+	scripts/setup
+	$(GO) test -p 2 -timeout 20m ./...
+
+demo: build
+	scripts/setup
+	./berth demo
+
+bench:
+	scripts/setup bench
+	$(GO) run ./bench -o docs/benchmarks.md
+
+lint:
+	scripts/lint
+
+fuzz:
+	scripts/fuzz
+
+docs: build
+	rm -rf docs/man && mkdir -p docs/man && ./berth manual docs/man
+
+test-kernels:
+	scripts/test-kernels
