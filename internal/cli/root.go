@@ -3,103 +3,48 @@
 package cli
 
 import (
+	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
-	"net/netip"
 	"os"
 	"os/signal"
-	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
 
-	"berth"
 	"berth/engine"
 	"berth/internal/demo"
-)
-
-// Exit statuses, documented in the manual.
-const (
-	exitOK     = 0
-	exitFailed = 1
-	exitUsage  = 2
 )
 
 // Main runs the command line and returns its exit status.
 func Main(args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	out := &answer{w: os.Stdout}
 	root := Root()
 	root.SetArgs(args)
-	err := root.ExecuteContext(ctx)
-	return report(os.Stderr, err)
+	root.SetOut(out)
+	cmd, err := root.ExecuteContextC(ctx)
+	if err == nil && out.err != nil {
+		err = fmt.Errorf("print the answer: %w", out.err)
+	}
+	return report(os.Stderr, cmd, err)
 }
 
-// An exit is an error with an exit status of its own. Its error may be nil:
-// then all has been said.
-type exit struct {
-	status int
-	err    error
+// An answer is standard output. It keeps the first error: an answer that was
+// not read, on a full disk, is a failure.
+type answer struct {
+	w   io.Writer
+	err error
 }
 
-func (e *exit) Error() string {
-	if e.err == nil {
-		return ""
-	}
-	return e.err.Error()
-}
-
-func (e *exit) Unwrap() error { return e.err }
-
-func usage(err error) error {
-	if err == nil {
-		return nil
-	}
-	return &exit{exitUsage, err}
-}
-
-// hints say what to do about a kind of error.
-var hints = []struct {
-	is   error
-	hint string
-}{
-	{os.ErrPermission, "berth needs root (CAP_NET_ADMIN and CAP_SYS_ADMIN): run it with sudo"},
-	{berth.ErrDrifted, "somebody else changes what is Berth's: 'berth check' shows what, 'berth reconcile' mends it"},
-	{berth.ErrUnsupported, "'berth info' shows what this kernel has"},
-}
-
-// report prints an error in one line, and what to do about it, and returns the
-// exit status.
-func report(w io.Writer, err error) int {
-	if err == nil {
-		return exitOK
-	}
-	status := exitFailed
-	var e *exit
-	if errors.As(err, &e) {
-		if status = e.status; e.err == nil {
-			return status
-		}
-	}
-	if errors.Is(err, demo.ErrFailed) {
-		return exitFailed // it has said why
-	}
-	fmt.Fprintf(w, "berth: %s\n", strings.Join(strings.Fields(err.Error()), " "))
-	for _, h := range hints {
-		if errors.Is(err, h.is) {
-			fmt.Fprintf(w, "hint: %s\n", h.hint)
-			break
-		}
-	}
-	if status == exitUsage {
-		fmt.Fprintln(w, "hint: 'berth --help' and 'berth COMMAND --help' show how it is used")
-	}
-	return status
+func (a *answer) Write(b []byte) (int, error) {
+	n, err := a.w.Write(b)
+	a.err = cmp.Or(a.err, err)
+	return n, err
 }
 
 // A program is what the commands of one run share.
@@ -112,7 +57,7 @@ type program struct {
 
 // Root returns the whole command line.
 func Root() *cobra.Command {
-	p := &program{}
+	p := &program{out: os.Stdout, err: os.Stderr}
 	root := &cobra.Command{
 		Use:   "berth",
 		Short: "Docker-class networks for any process, without Docker",
@@ -123,10 +68,15 @@ command has ended.
 A sandbox is named by its own name, by a name in /run/netns, by path:PATH, or
 by pid:N.
 
-Exit status: 0 done, 1 failed (check: something differs), 2 wrong usage;
-exec: 125 Berth failed, 126 not executable, 127 not found, else the command's.
+Exit status: 0 done; 1 failed (of "check": something differs); 2 wrong usage.
+Of "sandbox exec": 125 Berth failed, 126 the command cannot be run, 127 it was
+not found, else the command's own.
 
-Environment: BERTH_ROOT, BERTH_RUN, BERTH_CONFIG for --root, --run, --config.`,
+Environment: BERTH_ROOT, BERTH_RUN and BERTH_CONFIG stand for --root, --run and
+--config.
+
+Configuration: {"pools": [{"base": "10.0.0.0/8", "size": 24}]} says where
+subnets come from, in place of Docker's pools.`,
 		Example: `  berth network create front
   berth sandbox create web
   berth network connect front web
@@ -135,58 +85,50 @@ Environment: BERTH_ROOT, BERTH_RUN, BERTH_CONFIG for --root, --run, --config.`,
 		PersistentPreRun: func(cmd *cobra.Command, _ []string) { p.out, p.err = cmd.OutOrStdout(), cmd.ErrOrStderr() },
 	}
 	f := root.PersistentFlags()
-	f.StringVar(&p.root, "root", env("BERTH_ROOT", "/var/lib/berth"), "directory of what outlives a reboot")
-	f.StringVar(&p.run, "run", env("BERTH_RUN", "/run/berth"), "directory of what does not")
-	f.StringVar(&p.config, "config", env("BERTH_CONFIG", "/etc/berth/config.json"), "configuration file")
+	f.StringVar(&p.root, "root", "", "`directory` of what outlives a reboot (default /var/lib/berth)")
+	f.StringVar(&p.run, "run", "", "`directory` of what does not (default /run/berth)")
+	f.StringVar(&p.config, "config", "", "configuration `file` (default "+defaultConfig+", if it is there)")
 	f.BoolVar(&p.debug, "debug", false, "tell on stderr what is done")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err) })
+	root.SetUsageTemplate(usageTemplate)
 	root.AddCommand(p.network(), p.sandbox(), p.publish(), p.unpublish(), p.port(), p.check(), p.reconcile(), p.info(), p.version(), demo.Command(), p.manual())
-	usageErrors(root)
+	arguments(root)
 	return root
 }
 
-// usageErrors gives wrong arguments the exit status of wrong usage.
-func usageErrors(cmd *cobra.Command) {
-	if args := cmd.Args; args != nil {
-		cmd.Args = func(c *cobra.Command, a []string) error {
-			if err := args(c, a); err != nil {
-				return usage(fmt.Errorf("%s: %w", c.CommandPath(), err))
-			}
-			return nil
-		}
-	} else if !cmd.HasParent() || cmd.HasSubCommands() {
-		cmd.Args = func(c *cobra.Command, a []string) error {
-			if len(a) > 0 {
-				return usage(fmt.Errorf("no command %q for %q", a[0], c.CommandPath()))
-			}
-			return nil
-		}
-		if cmd.RunE == nil && cmd.Run == nil {
-			cmd.RunE = func(c *cobra.Command, _ []string) error { return c.Help() }
-		}
-	}
-	for _, c := range cmd.Commands() {
-		usageErrors(c)
-	}
-}
+// usageTemplate is cobra's, with the example where the eye ends up.
+const usageTemplate = `Usage:
+  {{if .HasAvailableSubCommands}}{{.CommandPath}} COMMAND{{else}}{{.UseLine}}{{end}}{{if .Aliases}}
 
-func env(name, otherwise string) string {
-	if v := os.Getenv(name); v != "" {
-		return v
-	}
-	return otherwise
-}
+Aliases:
+  {{.NameAndAliases}}{{end}}{{if .HasAvailableSubCommands}}
+
+Commands:{{range .Commands}}{{if or .IsAvailableCommand (eq .Name "help")}}
+  {{rpad .Name .NamePadding}} {{.Short}}{{end}}{{end}}{{end}}{{if .HasAvailableLocalFlags}}
+
+Flags:
+{{.LocalFlags.FlagUsages | trimTrailingWhitespaces}}{{end}}{{if .HasAvailableInheritedFlags}}
+
+Global flags:
+{{.InheritedFlags.FlagUsages | trimTrailingWhitespaces}}{{end}}{{if .HasExample}}
+
+Examples:
+{{.Example}}{{end}}
+`
 
 // changing adds the flags of a command that changes something.
 func (p *program) changing(cmd *cobra.Command) *cobra.Command {
 	cmd.Flags().BoolVar(&p.dryRun, "dry-run", false, "print the commands that would do it by hand, and do nothing")
-	cmd.Flags().BoolVar(&p.commands, "commands", false, "print the commands that would do it by hand, and do it")
+	cmd.Flags().BoolVar(&p.commands, "commands", false, "print the commands that would do it by hand, then do it and answer")
 	return cmd
 }
 
 // open opens the engine as the flags say.
 func (p *program) open(ctx context.Context) (*engine.Engine, error) {
-	o := engine.Options{Root: p.root, Run: p.run, DryRun: p.dryRun, Notice: func(s string) { fmt.Fprintln(p.err, "note: "+s) }}
+	o := engine.Options{
+		Root: cmp.Or(p.root, os.Getenv("BERTH_ROOT")), Run: cmp.Or(p.run, os.Getenv("BERTH_RUN")),
+		DryRun: p.dryRun, Notice: p.note,
+	}
 	if p.dryRun || p.commands {
 		o.Commands = func(script string) { fmt.Fprint(p.out, script) }
 	}
@@ -194,14 +136,10 @@ func (p *program) open(ctx context.Context) (*engine.Engine, error) {
 		o.Log = slog.New(slog.NewTextHandler(p.err, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
 	var err error
-	if o.Pools, err = readConfig(p.config); err != nil {
+	if o.Pools, err = readConfig(cmp.Or(p.config, os.Getenv("BERTH_CONFIG"))); err != nil {
 		return nil, err
 	}
-	e, err := engine.Open(ctx, o)
-	if err != nil && os.Geteuid() != 0 && !errors.Is(err, os.ErrPermission) {
-		err = errors.Join(err, os.ErrPermission)
-	}
-	return e, err
+	return engine.Open(ctx, o)
 }
 
 // with opens the engine for the length of fn.
@@ -214,44 +152,11 @@ func (p *program) with(ctx context.Context, fn func(*engine.Engine) error) error
 }
 
 // say prints an answer, which a dry run has not.
-func (p *program) say(lines ...string) {
-	if p.dryRun {
-		return
-	}
-	for _, l := range lines {
-		fmt.Fprintln(p.out, l)
+func (p *program) say(line string) {
+	if !p.dryRun {
+		fmt.Fprintln(p.out, line)
 	}
 }
 
-// A config is the configuration file.
-type config struct {
-	Pools []struct {
-		Base netip.Prefix `json:"base"`
-		Size int          `json:"size"`
-	} `json:"pools"`
-}
-
-// readConfig reads the configuration file; that it is not there is no error.
-func readConfig(path string) ([]engine.Pool, error) {
-	b, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	d := json.NewDecoder(strings.NewReader(string(b)))
-	d.DisallowUnknownFields()
-	var c config
-	if err := d.Decode(&c); err != nil {
-		return nil, fmt.Errorf("read %s: %w: it looks like {\"pools\": [{\"base\": \"10.0.0.0/8\", \"size\": 24}]}", path, err)
-	}
-	var out []engine.Pool
-	for _, p := range c.Pools {
-		if !p.Base.IsValid() || p.Size < p.Base.Bits() || p.Size > p.Base.Addr().BitLen() {
-			return nil, fmt.Errorf("read %s: pool %s cut to /%d: the size must be from %d to %d", path, p.Base, p.Size, p.Base.Bits(), p.Base.Addr().BitLen())
-		}
-		out = append(out, engine.Pool{Base: p.Base.Masked(), Size: p.Size})
-	}
-	return out, nil
-}
+// note tells what is no answer and no error.
+func (p *program) note(text string) { fmt.Fprintln(p.err, "note: "+oneLine(text)) }

@@ -1,0 +1,126 @@
+package kernel
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"berth"
+	"berth/internal/nettest"
+	"berth/internal/plan"
+)
+
+// published is a host whose UDP ports 5300 and 5400 and TCP port 8000 lead to
+// c1, and flows that were opened through all three.
+func published(t *testing.T) *world {
+	w := newWorld(t, "c1", "d2")
+	n := bridgeNet("a", "10.9.0.0/24", "")
+	s := plan.Sum(plan.Base(true, false, plan.Uplinks{}), plan.Network(n, true),
+		plan.Sandbox("c1", []plan.Attachment{attachment(n, "c1", 0, "10.9.0.2/24")}),
+		plan.Sandbox("d2", []plan.Attachment{attachment(n, "d2", 0, "10.9.0.3/24")}))
+	for _, p := range []berth.Port{
+		{PortKey: berth.PortKey{Protocol: berth.UDP, HostIP: addr("0.0.0.0"), HostPort: 5300}},
+		{PortKey: berth.PortKey{Protocol: berth.UDP, HostIP: addr("192.0.2.1"), HostPort: 5400}},
+		{PortKey: berth.PortKey{Protocol: berth.TCP, HostIP: addr("0.0.0.0"), HostPort: 8000}},
+	} {
+		p.To = netip.MustParseAddrPort("10.9.0.2:53")
+		s.Add(plan.Port(p, "c1"))
+	}
+	w.become(t, s)
+	lan := w.host.LAN(t)
+	for _, proto := range []string{"udp", "tcp"} {
+		nettest.Serve(t, w.there["c1"], proto, netip.MustParseAddrPort("10.9.0.2:53"), "c1")
+	}
+	nettest.Serve(t, w.there["d2"], "udp", netip.MustParseAddrPort("10.9.0.3:53"), "d2")
+	for to, proto := range map[string]string{"192.0.2.1:5300": "udp", "192.0.2.1:5400": "udp", "192.0.2.1:8000": "tcp"} {
+		if answer, err := nettest.Dial(t, lan, proto, netip.MustParseAddrPort(to), 5*time.Second); err != nil {
+			t.Fatalf("%s %s: %q, %v", proto, to, answer, err)
+		}
+	}
+	if _, err := nettest.Dial(t, w.host, "udp", netip.MustParseAddrPort("10.9.0.3:53"), 5*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+// flows tells which of the flows of published the host remembers.
+func flows(t *testing.T, w *world) string {
+	t.Helper()
+	list := w.host.Run(t, "conntrack", "-L")
+	var out []string
+	for _, f := range []struct{ name, mark string }{{"5300", "dport=5300 "}, {"5400", "dport=5400 "}, {"8000", "dport=8000 "}, {"d2", "dst=10.9.0.3 "}} {
+		if strings.Contains(list, f.mark) {
+			out = append(out, f.name)
+		}
+	}
+	return strings.Join(out, " ")
+}
+
+func TestFlushConntrack(t *testing.T) {
+	t.Parallel()
+	key := func(p berth.Protocol, ip string, n uint16) berth.PortKey {
+		return berth.PortKey{Protocol: p, HostIP: addr(ip), HostPort: n}
+	}
+	for name, tt := range map[string]struct {
+		step plan.FlushConntrack
+		left string
+	}{
+		"an address":             {plan.FlushConntrack{Addrs: []netip.Addr{addr("10.9.0.2")}}, "d2"},
+		"an address of nobody":   {plan.FlushConntrack{Addrs: []netip.Addr{addr("10.9.0.9"), addr("fd00::1")}}, "5300 5400 8000 d2"},
+		"a port on any":          {plan.FlushConntrack{Ports: []berth.PortKey{key(berth.UDP, "0.0.0.0", 5300)}}, "5400 8000 d2"},
+		"a port on one":          {plan.FlushConntrack{Ports: []berth.PortKey{key(berth.UDP, "192.0.2.1", 5400)}}, "5300 8000 d2"},
+		"a port on another":      {plan.FlushConntrack{Ports: []berth.PortKey{key(berth.UDP, "192.0.2.9", 5400)}}, "5300 5400 8000 d2"},
+		"a port of IPv6":         {plan.FlushConntrack{Ports: []berth.PortKey{key(berth.UDP, "::", 5300)}}, "5300 5400 8000 d2"},
+		"TCP ends itself":        {plan.FlushConntrack{Ports: []berth.PortKey{key(berth.TCP, "0.0.0.0", 8000)}}, "5300 5400 8000 d2"},
+		"TCP is cut":             {plan.FlushConntrack{Ports: []berth.PortKey{key(berth.TCP, "0.0.0.0", 8000)}, Cut: true}, "5300 5400 d2"},
+		"the port of a sandbox":  {plan.FlushConntrack{Ports: []berth.PortKey{key(berth.UDP, "0.0.0.0", 53)}, Cut: true}, "5300 5400 8000"},
+		"nothing":                {plan.FlushConntrack{}, "5300 5400 8000 d2"},
+		"an address and a port":  {plan.FlushConntrack{Addrs: []netip.Addr{addr("10.9.0.3")}, Ports: []berth.PortKey{key(berth.UDP, "0.0.0.0", 5300)}}, "5400 8000"},
+		"the address of the LAN": {plan.FlushConntrack{Addrs: []netip.Addr{addr("192.0.2.2")}}, "d2"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := published(t)
+			w.apply(t, tt.step)
+			if left := flows(t, w); left != tt.left {
+				t.Errorf("left %q, want %q", left, tt.left)
+			}
+		})
+	}
+}
+
+// TestDropAndFlushTogether: links and what the host remembers of their
+// addresses go in one Apply, whether or not the firewall is needed after it.
+func TestDropAndFlushTogether(t *testing.T) {
+	t.Parallel()
+	for name, after := range map[string][]plan.Step{
+		"last":                 nil,
+		"before a transaction": {plan.Transaction{Remove: true}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := published(t)
+			var host string
+			for k, l := range w.read(t).Links {
+				if k.Place == plan.Host && l.Peer.Place == "c1" {
+					host = k.Name
+				}
+			}
+			w.apply(t, append([]plan.Step{
+				plan.DropLinks{Names: []string{host}},
+				plan.FlushConntrack{Addrs: []netip.Addr{addr("10.9.0.2")}},
+			}, after...)...)
+			if left := flows(t, w); left != "d2" {
+				t.Errorf("left %q", left)
+			}
+			table, err := w.Table() // dials again
+			if err != nil || table.Present == (after != nil) {
+				t.Errorf("table %+v, %v", table, err)
+			}
+			if names, _ := w.LinkNames(plan.Host); host == "" || names[host] {
+				t.Errorf("link %q is there: %v", host, names)
+			}
+		})
+	}
+}
