@@ -5,48 +5,59 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"reflect"
-	"slices"
 	"strings"
 	"text/tabwriter"
 	"text/template"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 )
 
 // functions are those of Docker's templates.
 var functions = template.FuncMap{
-	"json": func(v any) (string, error) {
-		var b bytes.Buffer
-		e := json.NewEncoder(&b)
-		e.SetEscapeHTML(false)
-		err := e.Encode(v)
-		return strings.TrimSpace(b.String()), err
-	},
-	"join": strings.Join, "lower": strings.ToLower, "upper": strings.ToUpper, "split": strings.Split,
-	"title": func(s string) string {
-		if s == "" {
-			return s
-		}
-		return strings.ToUpper(s[:1]) + s[1:]
-	},
-	"pad": func(s string, before, after int) string {
-		if s == "" {
-			return s
-		}
-		return strings.Repeat(" ", before) + s + strings.Repeat(" ", after)
-	},
-	"truncate": func(s string, n int) string {
-		if n >= 0 && len(s) > n {
-			return s[:n]
-		}
-		return s
-	},
-	"println": fmt.Sprintln,
+	"json": jsonText, "join": strings.Join, "lower": strings.ToLower, "upper": strings.ToUpper, "split": strings.Split,
+	"title": title, "pad": pad, "truncate": truncate, "println": fmt.Sprintln,
 }
 
-// A list is how rows are shown. Columns are field names of a row, with their
-// headings.
+// headFunctions stand for functions where a template makes the headings of a
+// table: a heading is not shortened with the column below it.
+var headFunctions = template.FuncMap{
+	"json": same, "lower": same, "upper": same, "title": same, "pad": pad,
+	"join":     func(s, _ string) string { return s },
+	"split":    func(s, _ string) []string { return []string{s} },
+	"truncate": func(s string, _ int) string { return s },
+}
+
+func same(s string) string { return s }
+
+func jsonText(v any) (string, error) {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	err := e.Encode(v)
+	return strings.TrimSuffix(b.String(), "\n"), err
+}
+
+func title(s string) string {
+	_, n := utf8.DecodeRuneInString(s)
+	return strings.ToUpper(s[:n]) + s[n:]
+}
+
+func pad(s string, before, after int) string {
+	if s == "" {
+		return s
+	}
+	return strings.Repeat(" ", max(before, 0)) + s + strings.Repeat(" ", max(after, 0))
+}
+
+func truncate(s string, n int) string {
+	if r := []rune(s); 0 <= n && n < len(r) {
+		return string(r[:n])
+	}
+	return s
+}
+
+// A list is how rows are to be shown, as the flags say.
 type list struct {
 	format  string
 	quiet   bool
@@ -54,44 +65,58 @@ type list struct {
 	filters []string
 }
 
-func (l *list) flags(cmd *cobra.Command) {
+// flags adds the flags of a command that lists. ids is what --quiet shows.
+func (l *list) flags(cmd *cobra.Command, ids, filters string) {
 	f := cmd.Flags()
-	f.StringVar(&l.format, "format", "", `"table", "json", "table TEMPLATE" or a Go template`)
-	f.BoolVarP(&l.quiet, "quiet", "q", false, "only ids or names")
-	f.BoolVar(&l.noTrunc, "no-trunc", false, "whole ids")
-	f.StringArrayVarP(&l.filters, "filter", "f", nil, "only what matches KEY=VALUE")
+	l.formatFlag(cmd)
+	f.BoolVarP(&l.quiet, "quiet", "q", false, "only "+ids)
+	f.BoolVar(&l.noTrunc, "no-trunc", false, "whole ids, and all of a long list")
+	f.StringArrayVarP(&l.filters, "filter", "f", nil, "only what matches `KEY=VALUE`, with a key of: "+filters)
 }
 
-// A column is a heading and the field of a row below it.
-type column struct{ heading, field string }
+func (l *list) formatFlag(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&l.format, "format", "", "table, json (an object a line), 'table TEMPLATE' or a Go `template`, with Docker's names of fields")
+}
 
-// show prints rows: structs whose fields are strings.
-func show[T any](l list, w io.Writer, columns []column, rows []T) error {
+// A layout is how rows of one type look: headings by field. The fields in
+// shown make the table that is the default.
+type layout struct {
+	headings header
+	shown    []string
+	quiet    string
+}
+
+// A header is headings by field. Label is Docker's way to show one label.
+type header map[string]string
+
+// Label returns the heading of a label: what follows its last dot.
+func (header) Label(name string) string {
+	return strings.ToUpper(name[strings.LastIndexByte(name, '.')+1:])
+}
+
+// A labelled row can show one label.
+type labelled map[string]string
+
+// Label returns the value of a label.
+func (l labelled) Label(name string) string { return l[name] }
+
+var escapes = strings.NewReplacer(`\t`, "\t", `\n`, "\n")
+
+// show prints rows, structs whose fields are text, as a list is to be shown.
+func show[T any](l list, w io.Writer, look layout, rows []T) error {
 	format := l.format
 	if l.quiet {
-		format = "{{." + quietField[T]() + "}}"
+		format = "{{." + look.quiet + "}}"
 	}
 	switch {
 	case format == "json":
-		for _, r := range rows {
-			s, err := functions["json"].(func(any) (string, error))(r)
-			if err != nil {
-				return err
-			}
-			fmt.Fprintln(w, s)
-		}
-		return nil
+		format = "{{json .}}"
 	case format == "" || format == "table":
-		var heads, fields []string
-		for _, c := range columns {
-			heads, fields = append(heads, c.heading), append(fields, "{{."+c.field+"}}")
-		}
-		return table(w, strings.Join(heads, "\t"), strings.Join(fields, "\t"), rows)
+		return table(w, look, "{{."+strings.Join(look.shown, "}}\t{{.")+"}}", rows)
 	case strings.HasPrefix(format, "table "):
-		text := strings.ReplaceAll(strings.TrimPrefix(format, "table "), `\t`, "\t")
-		return table(w, headings(text, columns), text, rows)
+		return table(w, look, escapes.Replace(strings.TrimPrefix(format, "table ")), rows)
 	}
-	t, err := parse(strings.ReplaceAll(format, `\t`, "\t"))
+	t, err := parse(escapes.Replace(format))
 	if err != nil {
 		return err
 	}
@@ -103,28 +128,19 @@ func show[T any](l list, w io.Writer, columns []column, rows []T) error {
 	return nil
 }
 
-func quietField[T any]() string {
-	if _, ok := reflect.TypeFor[T]().FieldByName("ID"); ok {
-		return "ID"
-	}
-	return "Name"
-}
-
-// headings puts the heading of each field in place of the field.
-func headings(text string, columns []column) string {
-	for _, c := range columns {
-		text = strings.ReplaceAll(text, "{{."+c.field+"}}", c.heading)
-	}
-	return strings.ToUpper(text)
-}
-
-func table[T any](w io.Writer, heading, text string, rows []T) error {
+func table[T any](w io.Writer, look layout, text string, rows []T) error {
 	t, err := parse(text)
 	if err != nil {
 		return err
 	}
+	head, err := t.Clone()
+	if err != nil {
+		return err
+	}
 	tw := tabwriter.NewWriter(w, 10, 1, 3, ' ', 0)
-	fmt.Fprintln(tw, heading)
+	if err := execute(head.Funcs(headFunctions), tw, look.headings); err != nil {
+		return err
+	}
 	for _, r := range rows {
 		if err := execute(t, tw, r); err != nil {
 			return err
@@ -134,111 +150,63 @@ func table[T any](w io.Writer, heading, text string, rows []T) error {
 }
 
 func parse(text string) (*template.Template, error) {
-	t, err := template.New("").Funcs(functions).Parse(text)
+	t, err := template.New("template").Funcs(functions).Parse(text)
 	if err != nil {
-		return nil, usage(fmt.Errorf("--format: %s", strings.TrimPrefix(err.Error(), "template: :1: ")))
+		return nil, badFormat(err)
 	}
 	return t, nil
 }
 
+func badFormat(err error) error {
+	return usage(fmt.Errorf("--format: %s", strings.TrimPrefix(err.Error(), "template: ")))
+}
+
+// execute writes a line of v, or nothing if the template does not fit.
 func execute(t *template.Template, w io.Writer, v any) error {
 	var b bytes.Buffer
 	if err := t.Execute(&b, v); err != nil {
-		return usage(fmt.Errorf("--format: %w", err))
+		return badFormat(err)
 	}
-	_, err := fmt.Fprintln(w, b.String())
+	b.WriteByte('\n')
+	_, err := w.Write(b.Bytes())
 	return err
 }
 
-// inspect prints values as one JSON array, or each by a template.
+// inspect prints values as a JSON array, or each by a template. As with Docker
+// a template may use the names of the fields (.ID) or those of the JSON (.Id).
 func inspect[T any](w io.Writer, format string, values []T) error {
-	if format != "" && format != "json" {
-		t, err := parse(format)
-		if err != nil {
+	if format == "" || format == "json" {
+		e := json.NewEncoder(w)
+		e.SetEscapeHTML(false)
+		if format == "" {
+			e.SetIndent("", "    ")
+		}
+		return e.Encode(values)
+	}
+	t, err := parse(escapes.Replace(format))
+	if err != nil {
+		return err
+	}
+	for _, v := range values {
+		err := execute(t, w, v)
+		if err == nil {
+			continue
+		}
+		raw, jerr := asMap(v)
+		if jerr != nil || execute(t.Option("missingkey=error"), w, raw) != nil {
 			return err
 		}
-		for _, v := range values {
-			if err := execute(t, w, v); err != nil {
-				return err
-			}
-		}
-		return nil
 	}
-	e := json.NewEncoder(w)
-	e.SetEscapeHTML(false)
-	if format == "" {
-		e.SetIndent("", "    ")
-	}
-	return e.Encode(values)
+	return nil
 }
 
-// matchAll reports whether a row passes filters KEY=VALUE: several of one key
-// are alternatives (labels are not), keys are joined.
-func matchAll(filters []string, known map[string]func(value string) bool) (bool, error) {
-	passed := map[string]bool{}
-	for _, f := range filters {
-		key, value, ok := strings.Cut(f, "=")
-		match, exists := known[key]
-		if !ok || !exists {
-			var names []string
-			for k := range known {
-				names = append(names, k)
-			}
-			slices.Sort(names)
-			return false, usage(fmt.Errorf("--filter %s: KEY=VALUE is wanted, with a KEY of %s", f, strings.Join(names, ", ")))
-		}
-		hit := match(value)
-		if was, seen := passed[key]; seen && key == "label" {
-			hit = was && hit
-		} else if seen {
-			hit = was || hit
-		}
-		passed[key] = hit
+func asMap(v any) (m map[string]any, err error) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return nil, err
 	}
-	for _, hit := range passed {
-		if !hit {
-			return false, nil
-		}
-	}
-	return true, nil
-}
-
-// hasLabel matches KEY or KEY=VALUE.
-func hasLabel(labels map[string]string, want string) bool {
-	key, value, with := strings.Cut(want, "=")
-	v, ok := labels[key]
-	return ok && (!with || v == value)
-}
-
-// keyValues turns K=V words into a map.
-func keyValues(flag string, words []string) (map[string]string, error) {
-	if len(words) == 0 {
-		return nil, nil
-	}
-	out := map[string]string{}
-	for _, w := range words {
-		k, v, _ := strings.Cut(w, "=")
-		if k == "" {
-			return nil, usage(fmt.Errorf("--%s %q: KEY=VALUE is wanted", flag, w))
-		}
-		out[k] = v
-	}
-	return out, nil
-}
-
-// labelsText is labels as Docker lists them.
-func labelsText(m map[string]string) string {
-	var out []string
-	for k, v := range m {
-		out = append(out, k+"="+v)
-	}
-	slices.Sort(out)
-	return strings.Join(out, ",")
-}
-
-func short(id string, whole bool) string {
-	if whole || len(id) < 12 {
-		return id
-	}
-	return id[:12]
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.UseNumber()
+	err = d.Decode(&m)
+	return m, err
 }

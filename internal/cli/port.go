@@ -1,8 +1,9 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
-	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -22,7 +23,7 @@ grammar is that of docker -p: 8888:80, 127.0.0.1:8888:80, [::1]:8888:80/udp,
 one). The answer lists what is published.`,
 		Args:              cobra.MinimumNArgs(2),
 		Example:           "  berth publish web 8888:80\n  berth publish --replace green 443:8443",
-		ValidArgsFunction: p.completeSandboxes,
+		ValidArgsFunction: p.completeSandbox,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var specs []berth.PortSpec
 			for _, a := range args[1:] {
@@ -31,6 +32,9 @@ one). The answer lists what is published.`,
 					return usage(err)
 				}
 				specs = append(specs, s...)
+			}
+			if o.Cut && !o.Replace {
+				return usage(errors.New("publish: --cut goes with --replace"))
 			}
 			return p.with(cmd.Context(), func(e *engine.Engine) error {
 				ports, err := e.Publish(cmd.Context(), args[0], specs, o)
@@ -42,10 +46,10 @@ one). The answer lists what is published.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.Network, "network", "", "lead to the endpoint on this network (default: the one with the default route)")
+	f.StringVar(&o.Network, "network", "", "lead to the endpoint on this `network` (default: the one with the default route)")
 	f.BoolVar(&o.Replace, "replace", false, "take the ports over from other sandboxes; connections that stand stay where they are")
 	f.BoolVar(&o.Cut, "cut", false, "with --replace: end the connections that stand")
-	cmd.RegisterFlagCompletionFunc("network", p.completeNetworks)
+	completeFlag(cmd, "network", p.completeNetworks)
 	return p.changing(cmd)
 }
 
@@ -54,7 +58,9 @@ func (p *program) unpublish() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "unpublish SANDBOX {--all | SPEC…}", Short: "Take published ports back",
 		Long: `Take published ports back, all or none, at once. A SPEC is one of "publish"
-(8888:80, 127.0.0.1:8888:80/udp) or a host port alone: 8888, 8000-8002, 8888/udp.`,
+(8888:80, 127.0.0.1:8888:80/udp), or a port of the host alone: 8888, 8000-8002,
+8888/udp. That is where it differs from "publish", where a port alone is the
+sandbox's.`,
 		Args:              cobra.MinimumNArgs(1),
 		Example:           "  berth unpublish web 8888\n  berth unpublish web --all",
 		ValidArgsFunction: p.completePublished,
@@ -110,44 +116,77 @@ func unpublishSpec(s string) ([]berth.PortSpec, error) {
 // A portRow is a published port in a list.
 type portRow struct{ Sandbox, Network, Port, HostIP, HostPort, Protocol, To string }
 
+var portLayout = layout{
+	headings: header{
+		"Sandbox": "SANDBOX", "Network": "NETWORK", "Port": "PORT", "HostIP": "HOST IP", "HostPort": "HOST PORT",
+		"Protocol": "PROTOCOL", "To": "TO",
+	},
+	shown: []string{"Sandbox", "Network", "Port", "HostIP", "HostPort", "To"},
+}
+
 func (p *program) port() *cobra.Command {
 	var l list
 	cmd := &cobra.Command{
 		Use: "port [SANDBOX [PORT[/PROTOCOL]]]", Short: "Show published ports", Args: cobra.MaximumNArgs(2),
-		Example:           "  berth port web\n  berth port web 80/tcp",
-		ValidArgsFunction: p.completeSandboxes,
+		Long: `Show published ports: a table of all, those of a sandbox as "docker port" does,
+or where one port of it is published. What does not work as one might think is
+told on standard error.`,
+		Example:           "  berth port web\n  berth port web 80/tcp\n  berth port --format '{{.HostPort}} {{.Sandbox}}'",
+		ValidArgsFunction: p.completePort,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			match, err := portFilter(args)
+			if err != nil {
+				return err
+			}
 			return p.with(cmd.Context(), func(e *engine.Engine) error {
-				sandbox := ""
-				if len(args) > 0 {
-					sandbox = args[0]
-				}
-				ports, err := e.Ports(cmd.Context(), sandbox)
+				ports, err := e.Ports(cmd.Context(), strings.Join(args[:min(len(args), 1)], ""))
 				if err != nil {
 					return err
 				}
-				if len(args) == 2 {
-					return p.portOf(ports, args[0], args[1])
-				}
+				ports = slices.DeleteFunc(ports, func(x engine.PortDetail) bool { return !match(x) })
 				p.notes(ports)
-				if l.format != "" || l.quiet || sandbox == "" {
-					return show(l, p.out, []column{{"SANDBOX", "Sandbox"}, {"NETWORK", "Network"}, {"PORT", "Port"}, {"HOST IP", "HostIP"}, {"HOST PORT", "HostPort"}, {"TO", "To"}}, portRows(ports))
+				switch {
+				case l.format != "" || len(args) == 0:
+					return show(l, p.out, portLayout, portRows(ports))
+				case len(args) == 2 && len(ports) == 0:
+					return fmt.Errorf("port %s of %s is not published: %w", args[1], args[0], berth.ErrNotFound)
 				}
 				for _, x := range ports {
-					fmt.Fprintln(p.out, portLine(x.Port))
+					line := portLine(x.Port)
+					if len(args) == 2 {
+						_, line, _ = strings.Cut(line, " -> ")
+					}
+					fmt.Fprintln(p.out, line)
 				}
 				return nil
 			})
 		},
 	}
-	cmd.Flags().StringVar(&l.format, "format", "", `"table", "json", "table TEMPLATE" or a Go template`)
+	l.formatFlag(cmd)
 	return cmd
+}
+
+// portFilter reads the second argument of "port".
+func portFilter(args []string) (func(engine.PortDetail) bool, error) {
+	if len(args) < 2 {
+		return func(engine.PortDetail) bool { return true }, nil
+	}
+	specs, err := berth.ParsePortSpec(args[1])
+	if err != nil || len(specs) != 1 || specs[0].HostIP.IsValid() || specs[0].HostLow != 0 {
+		return nil, usage(fmt.Errorf("port %q: a port of the sandbox is wanted, as 80 or 80/udp", args[1]))
+	}
+	return func(x engine.PortDetail) bool {
+		return x.To.Port() == specs[0].Port && x.Protocol == specs[0].Protocol
+	}, nil
 }
 
 func portRows(ports []engine.PortDetail) []portRow {
 	var rows []portRow
 	for _, x := range ports {
-		rows = append(rows, portRow{x.SandboxName, x.NetworkName, fmt.Sprintf("%d/%s", x.To.Port(), x.Protocol), x.HostIP.String(), fmt.Sprint(x.HostPort), string(x.Protocol), x.To.String()})
+		rows = append(rows, portRow{
+			x.SandboxName, x.NetworkName, fmt.Sprintf("%d/%s", x.To.Port(), x.Protocol), x.HostIP.String(),
+			fmt.Sprint(x.HostPort), string(x.Protocol), x.To.String(),
+		})
 	}
 	return rows
 }
@@ -158,32 +197,9 @@ func (p *program) notes(ports []engine.PortDetail) {
 	for _, x := range ports {
 		for _, n := range x.Notes {
 			if !said[n] {
-				fmt.Fprintln(p.err, "note: "+n)
+				p.note(n)
 			}
 			said[n] = true
 		}
 	}
-}
-
-// portOf prints where one port of a sandbox is published, as docker port does.
-func (p *program) portOf(ports []engine.PortDetail, sandbox, which string) error {
-	text, proto, ok := strings.Cut(which, "/")
-	if !ok {
-		proto = "tcp"
-	}
-	n, err := strconv.ParseUint(text, 10, 16)
-	if err != nil {
-		return usage(fmt.Errorf("port %q: a port of the sandbox is wanted, as 80 or 80/udp", which))
-	}
-	found := false
-	for _, x := range ports {
-		if x.To.Port() == uint16(n) && string(x.Protocol) == strings.ToLower(proto) {
-			fmt.Fprintln(p.out, netip.AddrPortFrom(x.HostIP, x.HostPort))
-			found = true
-		}
-	}
-	if !found {
-		return fmt.Errorf("port %d/%s of %s is not published: %w", n, proto, sandbox, berth.ErrNotFound)
-	}
-	return nil
 }

@@ -3,7 +3,8 @@ package cli
 import (
 	"errors"
 	"fmt"
-	"os"
+	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -24,7 +25,9 @@ func (p *program) sandbox() *cobra.Command {
 func (p *program) sandboxCreate() *cobra.Command {
 	var labels []string
 	cmd := &cobra.Command{
-		Use: "create SANDBOX…", Short: "Make network namespaces, pinned in /run/netns", Args: cobra.MinimumNArgs(1),
+		Use: "create SANDBOX…", Short: "Make sandboxes", Args: cobra.MinimumNArgs(1),
+		Long: `Make network namespaces. They are pinned in /run/netns, so that ip-netns(8) knows
+them too. The answer is the names.`,
 		Example: "  berth sandbox create web api",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			l, err := keyValues("label", labels)
@@ -42,13 +45,17 @@ func (p *program) sandboxCreate() *cobra.Command {
 			})
 		},
 	}
-	cmd.Flags().StringArrayVar(&labels, "label", nil, "KEY=VALUE")
+	cmd.Flags().StringArrayVar(&labels, "label", nil, "`KEY=VALUE`")
+	completeFlag(cmd, "label", cobra.NoFileCompletions)
 	return p.changing(cmd)
 }
 
 func (p *program) sandboxRemove() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "rm SANDBOX…", Aliases: []string{"remove"}, Short: "Disconnect sandboxes from everything; remove those that Berth made", Args: cobra.MinimumNArgs(1),
+		Use: "rm SANDBOX…", Aliases: []string{"remove"}, Short: "Remove sandboxes, or disconnect those that Berth did not make", Args: cobra.MinimumNArgs(1),
+		Long: `Disconnect sandboxes from everything, and remove those that Berth made: the name
+goes, the namespace ends with the last process in it. One that Berth did not
+make is only disconnected.`,
 		Example:           "  berth sandbox rm web",
 		ValidArgsFunction: p.completeSandboxes,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -65,21 +72,48 @@ func (p *program) sandboxRemove() *cobra.Command {
 			})
 		},
 	}
-	cmd.Flags().BoolP("force", "f", false, "as Docker's; it makes no difference")
+	cmd.Flags().BoolP("force", "f", false, "as Docker's: it makes no difference")
 	return p.changing(cmd)
 }
 
 // A sandboxRow is a sandbox in a list.
 type sandboxRow struct {
 	ID, Name, State, Networks, Addresses, Ports, Path, Labels, CreatedAt string
+	labelled                                                             `json:"-"`
+}
+
+var sandboxLayout = layout{
+	headings: header{
+		"ID": "SANDBOX ID", "Name": "NAME", "Networks": "NETWORKS", "Addresses": "ADDRESSES", "Ports": "PORTS", "State": "STATE",
+		"Path": "PATH", "Labels": "LABELS", "CreatedAt": "CREATED AT",
+	},
+	shown: []string{"Name", "Networks", "Addresses", "Ports", "State", "Path"}, quiet: "Name",
+}
+
+var sandboxFilters = filters[engine.SandboxDetail]{
+	"id":     func(s engine.SandboxDetail, v string) bool { return strings.HasPrefix(s.ID, v) },
+	"name":   func(s engine.SandboxDetail, v string) bool { return strings.Contains(s.Name, v) },
+	"label":  func(s engine.SandboxDetail, v string) bool { return hasLabel(s.Labels, v) },
+	"status": func(s engine.SandboxDetail, v string) bool { return state(s) == v },
+	"network": func(s engine.SandboxDetail, v string) bool {
+		return slices.ContainsFunc(s.Endpoints, func(e engine.EndpointDetail) bool {
+			return e.NetworkName == v || v != "" && strings.HasPrefix(e.Network, v)
+		})
+	},
 }
 
 func (p *program) sandboxList() *cobra.Command {
 	var l list
 	cmd := &cobra.Command{
 		Use: "ls", Aliases: []string{"list"}, Short: "List sandboxes", Args: cobra.NoArgs,
-		Example: "  berth sandbox ls --format '{{.Name}} {{.Addresses}}'",
+		Long: `List the sandboxes that Berth made or has connected. A dead one is forgotten by
+"berth reconcile", and before its address or port is refused to another.`,
+		Example: "  berth sandbox ls --filter network=front\n  berth sandbox ls --format '{{.Name}} {{.Addresses}}'",
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			match, err := sandboxFilters.compile(l.filters)
+			if err != nil {
+				return err
+			}
 			return p.with(cmd.Context(), func(e *engine.Engine) error {
 				all, err := e.Sandboxes(cmd.Context())
 				if err != nil {
@@ -87,38 +121,20 @@ func (p *program) sandboxList() *cobra.Command {
 				}
 				var rows []sandboxRow
 				for _, s := range all {
-					r := sandboxAsRow(s, l.noTrunc)
-					ok, err := matchAll(l.filters, map[string]func(string) bool{
-						"id": func(v string) bool { return strings.HasPrefix(s.ID, v) }, "name": func(v string) bool { return strings.Contains(s.Name, v) },
-						"label": func(v string) bool { return hasLabel(s.Labels, v) }, "status": func(v string) bool { return r.State == v },
-						"network": func(v string) bool { return onNetwork(s, v) },
-					})
-					if err != nil {
-						return err
-					}
-					if ok {
-						rows = append(rows, r)
+					if match(s) {
+						rows = append(rows, sandboxAsRow(s, l.noTrunc))
 					}
 				}
-				return show(l, p.out, []column{{"NAME", "Name"}, {"STATE", "State"}, {"NETWORKS", "Networks"}, {"ADDRESSES", "Addresses"}, {"PORTS", "Ports"}, {"PATH", "Path"}}, rows)
+				return show(l, p.out, sandboxLayout, rows)
 			})
 		},
 	}
-	l.flags(cmd)
+	l.flags(cmd, "names", sandboxFilters.keys())
 	return cmd
 }
 
-func onNetwork(s engine.SandboxDetail, name string) bool {
-	for _, e := range s.Endpoints {
-		if e.NetworkName == name || strings.HasPrefix(e.Network, name) {
-			return true
-		}
-	}
-	return false
-}
-
 func sandboxAsRow(s engine.SandboxDetail, whole bool) sandboxRow {
-	r := sandboxRow{ID: short(s.ID, whole), Name: s.Name, State: state(s), Path: s.Path, Labels: labelsText(s.Labels), CreatedAt: s.Created.Format("2006-01-02 15:04:05 -0700 MST")}
+	r := sandboxRow{ID: short(s.ID, whole), Name: s.Name, State: state(s), Path: s.Path, Labels: labelsText(s.Labels), CreatedAt: s.Created.Format(created), labelled: s.Labels}
 	var nets, addrs, ports []string
 	for _, e := range s.Endpoints {
 		nets = append(nets, e.NetworkName)
@@ -126,7 +142,7 @@ func sandboxAsRow(s engine.SandboxDetail, whole bool) sandboxRow {
 			addrs = append(addrs, a.Addr().String())
 		}
 		for _, x := range e.Ports {
-			ports = append(ports, fmt.Sprintf("%s:%d->%d/%s", bracket(x), x.HostPort, x.To.Port(), x.Protocol))
+			ports = append(ports, fmt.Sprintf("%s->%d/%s", netip.AddrPortFrom(x.HostIP, x.HostPort), x.To.Port(), x.Protocol))
 		}
 	}
 	const most = 4
@@ -137,19 +153,14 @@ func sandboxAsRow(s engine.SandboxDetail, whole bool) sandboxRow {
 	return r
 }
 
-func bracket(x berth.Port) string {
-	if x.HostIP.Is6() {
-		return "[" + x.HostIP.String() + "]"
-	}
-	return x.HostIP.String()
-}
-
 func (p *program) sandboxInspect() *cobra.Command {
 	var format string
 	cmd := &cobra.Command{
 		Use: "inspect SANDBOX…", Short: "Show sandboxes in detail", Args: cobra.MinimumNArgs(1),
+		Long: `Show sandboxes in detail, in the shape of "docker inspect" as far as both have
+the same things. A second endpoint on one network is there as NETWORK/INTERFACE.`,
 		Example:           "  berth sandbox inspect -f '{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}' web",
-		ValidArgsFunction: p.completeSandboxes,
+		ValidArgsFunction: p.completeNamespaces,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return p.with(cmd.Context(), func(e *engine.Engine) error {
 				all, err := e.Networks(cmd.Context())
@@ -173,40 +184,6 @@ func (p *program) sandboxInspect() *cobra.Command {
 			})
 		},
 	}
-	cmd.Flags().StringVarP(&format, "format", "f", "", `"json" or a Go template`)
-	return cmd
-}
-
-func (p *program) exec() *cobra.Command {
-	cmd := &cobra.Command{
-		Use: "exec SANDBOX COMMAND [ARGUMENT…]", Short: "Run a command inside a sandbox",
-		Long: `Run a command inside a sandbox's network namespace, with /sys and the files of
-/etc/netns/SANDBOX as ip-netns(8) shows them. Terminal, signals and exit status
-are the command's own. 125: Berth failed; 126: not executable; 127: not found.`,
-		Args:              cobra.MinimumNArgs(2),
-		Example:           "  berth sandbox exec web ip addr\n  berth sandbox exec pid:4711 sh",
-		ValidArgsFunction: p.completeSandboxes,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			var ns *os.File
-			var name string
-			// The engine is closed before the command takes the process over.
-			err := p.with(cmd.Context(), func(e *engine.Engine) error {
-				d, err := e.InspectSandbox(cmd.Context(), args[0])
-				if err != nil {
-					return err
-				}
-				name = d.Name
-				ns, err = e.Enter(cmd.Context(), args[0])
-				return err
-			})
-			if err != nil {
-				return &exit{125, err}
-			}
-			return execIn(ns, name, args[1:])
-		},
-	}
-	cmd.Flags().BoolP("interactive", "i", false, "as Docker's; the terminal is the command's anyway")
-	cmd.Flags().BoolP("tty", "t", false, "as Docker's; the terminal is the command's anyway")
-	cmd.Flags().SetInterspersed(false)
+	detailFlag(cmd, &format)
 	return cmd
 }

@@ -3,9 +3,9 @@ package cli
 import (
 	"fmt"
 	"runtime/debug"
+	"text/tabwriter"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/cobra/doc"
 
 	"berth/engine"
 )
@@ -34,7 +34,7 @@ shown with the command that cures it; they are no difference.`,
 			})
 		},
 	}
-	cmd.Flags().StringVar(&format, "format", "", `"json" or a Go template`)
+	detailFlag(cmd, &format)
 	return cmd
 }
 
@@ -55,7 +55,7 @@ func (p *program) tell(r engine.Report, format string) error {
 		p.obstacle(o)
 	}
 	for _, n := range r.Notes {
-		fmt.Fprintln(p.err, "note: "+n)
+		p.note(n)
 	}
 	return nil
 }
@@ -97,24 +97,38 @@ func (p *program) info() *cobra.Command {
 				if format != "" {
 					return inspect(p.out, format, []engine.HostInfo{h})
 				}
-				fmt.Fprintf(p.out, "Kernel:     %s\nRoot:       %s\nRun:        %s\nNetworks:   %d\nSandboxes:  %d\nEndpoints:  %d\nPorts:      %d\nPools:\n", h.Kernel, h.Root, h.Run, h.Networks, h.Sandboxes, h.Endpoints, h.Ports)
-				for _, x := range h.Pools {
-					fmt.Fprintf(p.out, "  %s cut to /%d\n", x.Base, x.Size)
-				}
-				fmt.Fprintln(p.out, "Features:")
-				for _, x := range h.Features {
-					have := "yes"
-					if !x.Have {
-						have = "no: it costs " + x.Costs
-					}
-					fmt.Fprintf(p.out, "  %s: %s\n", x.Name, have)
-				}
-				return nil
+				return p.host(h)
 			})
 		},
 	}
-	cmd.Flags().StringVarP(&format, "format", "f", "", `"json" or a Go template`)
+	detailFlag(cmd, &format)
 	return cmd
+}
+
+// host prints what Info tells.
+func (p *program) host(h engine.HostInfo) error {
+	tw := tabwriter.NewWriter(p.out, 10, 1, 3, ' ', 0)
+	fmt.Fprintf(tw, "Kernel:\t%s\nRoot:\t%s\nRun:\t%s\n", h.Kernel, h.Root, h.Run)
+	fmt.Fprintf(tw, "Networks:\t%d\nSandboxes:\t%d\nEndpoints:\t%d\nPorts:\t%d\n", h.Networks, h.Sandboxes, h.Endpoints, h.Ports)
+	for i, x := range h.Pools {
+		head := ""
+		if i == 0 {
+			head = "Pools:"
+		}
+		fmt.Fprintf(tw, "%s\t%s cut into /%d\n", head, x.Base, x.Size)
+	}
+	if err := tw.Flush(); err != nil {
+		return err
+	}
+	fmt.Fprintln(tw, "\nFEATURE\tHAVE\tWITHOUT IT")
+	for _, x := range h.Features {
+		have := "yes"
+		if !x.Have {
+			have = "no"
+		}
+		fmt.Fprintf(tw, "%s\t%s\t%s\n", x.Name, have, x.Costs)
+	}
+	return tw.Flush()
 }
 
 // A build is what "version" tells.
@@ -152,18 +166,6 @@ func (p *program) version() *cobra.Command {
 			return nil
 		},
 	}
-	cmd.Flags().StringVarP(&format, "format", "f", "", `"json" or a Go template`)
+	detailFlag(cmd, &format)
 	return cmd
-}
-
-// manual writes the manual pages; "make docs" calls it.
-func (p *program) manual() *cobra.Command {
-	return &cobra.Command{
-		Use: "manual DIRECTORY", Short: "Write the manual pages", Args: cobra.ExactArgs(1), Hidden: true,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			root := cmd.Root()
-			root.DisableAutoGenTag = true
-			return doc.GenManTree(root, &doc.GenManHeader{Title: "BERTH", Section: "8", Source: "Berth"}, args[0])
-		},
-	}
 }

@@ -1,0 +1,109 @@
+package cli
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"berth"
+	"berth/engine"
+)
+
+// connectFlags are the flags of "network connect" as they are typed.
+type connectFlags struct {
+	ip, ip6, mac, dev string
+	aliases, labels   []string
+	priority          int
+}
+
+func (p *program) connect() *cobra.Command {
+	var c connectFlags
+	cmd := &cobra.Command{
+		Use: "connect NETWORK SANDBOX", Short: "Connect a sandbox to a network", Args: cobra.ExactArgs(2),
+		Long: `Connect a sandbox to a network. What is in it already stays as it is. The answer
+is the interface inside the sandbox and its addresses.`,
+		Example:           "  berth network connect front web\n  berth network connect --ip 10.9.0.7 front pid:4711\n  berth network connect --interface eth1 back path:/proc/4711/ns/net",
+		ValidArgsFunction: p.completeConnect,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			o, err := c.options()
+			if err != nil {
+				return usage(err)
+			}
+			return p.with(cmd.Context(), func(e *engine.Engine) error {
+				ep, err := e.Connect(cmd.Context(), args[0], args[1], o)
+				if err != nil {
+					return err
+				}
+				words := []string{ep.Interface}
+				for _, a := range ep.Addrs {
+					words = append(words, a.String())
+				}
+				p.say(strings.Join(words, " "))
+				return nil
+			})
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&c.ip, "ip", "", "IPv4 `address` (default: the next free one)")
+	f.StringVar(&c.ip6, "ip6", "", "IPv6 `address` (default: the next free one)")
+	f.StringVar(&c.mac, "mac-address", "", "Ethernet `address` (default: a function of network and address)")
+	f.StringVar(&c.dev, "interface", "", "`name` inside the sandbox (default: the first free of eth0, eth1, …)")
+	f.StringArrayVar(&c.aliases, "alias", nil, "another `name` of the sandbox on this network")
+	f.IntVar(&c.priority, "gw-priority", 0, "the network with the highest `number` gives the default route")
+	f.StringArrayVar(&c.labels, "label", nil, "`KEY=VALUE`")
+	for _, name := range []string{"ip", "ip6", "mac-address", "interface", "alias", "gw-priority", "label"} {
+		completeFlag(cmd, name, cobra.NoFileCompletions)
+	}
+	return p.changing(cmd)
+}
+
+func (c *connectFlags) options() (engine.ConnectOptions, error) {
+	o := engine.ConnectOptions{Interface: c.dev, Aliases: c.aliases, GwPriority: c.priority}
+	var err error
+	if o.Labels, err = keyValues("label", c.labels); err != nil {
+		return o, err
+	}
+	if c.ip != "" {
+		if o.IP4, err = netip.ParseAddr(c.ip); err != nil || !o.IP4.Is4() {
+			return o, fmt.Errorf("--ip %q: an IPv4 address is wanted, as 10.9.0.7", c.ip)
+		}
+	}
+	if c.ip6 != "" {
+		if o.IP6, err = netip.ParseAddr(c.ip6); err != nil || !o.IP6.Is6() || o.IP6.Is4In6() || o.IP6.Zone() != "" {
+			return o, fmt.Errorf("--ip6 %q: an IPv6 address is wanted, as fd00::7", c.ip6)
+		}
+	}
+	if c.mac != "" {
+		if o.MAC, err = berth.ParseMAC(c.mac); err != nil {
+			return o, fmt.Errorf("--mac-address: %w", err)
+		}
+		if o.MAC[0]&1 != 0 || o.MAC == (berth.MAC{}) {
+			return o, fmt.Errorf("--mac-address %s: it is not the address of one interface", c.mac)
+		}
+	}
+	return o, nil
+}
+
+func (p *program) disconnect() *cobra.Command {
+	var o engine.DisconnectOptions
+	cmd := &cobra.Command{
+		Use: "disconnect NETWORK SANDBOX…", Short: "Disconnect sandboxes from a network", Args: cobra.MinimumNArgs(2),
+		Long: `Disconnect sandboxes from a network, together. Addresses, ports, links and
+connections are given back. A namespace that Berth did not make is forgotten
+with its last endpoint.`,
+		Example:           "  berth network disconnect front web api\n  berth network disconnect --interface eth1 front web",
+		ValidArgsFunction: p.completeConnected,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return p.with(cmd.Context(), func(e *engine.Engine) error {
+				return e.Disconnect(cmd.Context(), args[0], slices.Compact(slices.Sorted(slices.Values(args[1:]))), o)
+			})
+		},
+	}
+	cmd.Flags().StringVar(&o.Interface, "interface", "", "only the endpoint with this `name` inside")
+	cmd.Flags().BoolP("force", "f", false, "as Docker's: it makes no difference")
+	completeFlag(cmd, "interface", cobra.NoFileCompletions)
+	return p.changing(cmd)
+}
