@@ -49,6 +49,7 @@ const attempts = 5
 // do runs a change under locks, after a look whether the firewall is still
 // ours. locks is asked anew each time, as what to lock may depend on the store.
 func (e *Engine) do(ctx context.Context, locks func() ([]lock, error), fn change) error {
+	defer e.kernel.Release()
 	for n := 0; ; n++ {
 		err := e.try(ctx, locks, fn)
 		var dead *deadOwners

@@ -40,7 +40,7 @@ func (e *Engine) connect(ctx context.Context, network, sandbox string, o Connect
 	if err != nil {
 		return ep, err
 	}
-	defer ns.Close()
+	defer e.hold(sb, ns)()
 	locks := func() ([]lock, error) {
 		ls := []lock{{store.LockNetwork, n.ID, n.Driver == berth.Link}, {store.LockSandbox, sb.ID, true}}
 		return e.withOthers(ctx, ls, n, sb.ID)

@@ -43,9 +43,10 @@ type Engine struct {
 	verify bool
 	scrap  string // directory of a dry run's copy
 
-	mu      sync.Mutex // guards the kernel, and what follows
+	mu      sync.Mutex // held over a change of the kernel; guards trusted
 	trusted uint32     // generation of the firewall whose rules were seen to be right; 0: none
 	known   sync.Map   // plan.Place → berth.Sandbox, of sandboxes looked at
+	open    sync.Map   // plan.Place → *netns.NS, of sandboxes being changed
 }
 
 // Open opens the engine of a host. Nothing is created until something is
@@ -65,13 +66,13 @@ func Open(ctx context.Context, o Options) (*Engine, error) {
 		o.Notice = func(string) {}
 	}
 	e := &Engine{o: o, verify: os.Getenv("BERTH_VERIFY") == "1"}
-	if err := e.open(ctx); err != nil {
+	if err := e.start(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("open berth: %w", err), e.Close())
 	}
 	return e, nil
 }
 
-func (e *Engine) open(ctx context.Context) (err error) {
+func (e *Engine) start(ctx context.Context) (err error) {
 	if e.o.NetNS == "" {
 		e.host, err = netns.Current()
 	} else {
@@ -130,6 +131,9 @@ func hexOf(parts ...string) string {
 // lookup opens the namespace of a place for the kernel, if it is still the one
 // that was recorded.
 func (e *Engine) lookup(p plan.Place) (*netns.NS, error) {
+	if v, ok := e.open.Load(p); ok {
+		return v.(*netns.NS).Share(), nil
+	}
 	var sb berth.Sandbox
 	if v, ok := e.known.Load(p); ok {
 		sb = v.(berth.Sandbox)
@@ -206,46 +210,32 @@ func (e *Engine) run(ctx context.Context, steps []plan.Step) error {
 	// that were seen to be right. A change that changed nothing counts for
 	// none; then the next verb looks at the rules once more.
 	e.trusted += commits
-	return e.remember(ctx, e.trusted)
-}
-
-const metaGeneration = "generation"
-
-func (e *Engine) remember(ctx context.Context, gen uint32) error {
-	return e.store.Update(ctx, func(tx *store.Tx) error {
-		return tx.SetMeta(metaGeneration, []byte(fmt.Sprint(gen)))
-	})
+	return e.store.SetGeneration(e.trusted)
 }
 
 // drifted reports whether somebody else changed the firewall so that our rules
 // are not what they should be. The elements are not looked at: that is check's.
 func (e *Engine) drifted(ctx context.Context) (bool, error) {
-	var last string
-	var any bool
-	err := e.store.View(ctx, func(tx *store.Tx) error {
-		b, err := tx.Meta(metaGeneration)
-		if err != nil {
-			return err
-		}
-		last = string(b)
-		ns, err := tx.Networks()
-		any = len(ns) > 0
-		return err
-	})
-	if err != nil {
-		return false, err
-	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	gen, err := e.kernel.Generation()
 	if err != nil {
 		return false, err
 	}
-	if last == fmt.Sprint(gen) {
+	if gen == e.store.Generation() {
 		e.trusted = gen
 		return false, nil
 	}
 	e.trusted = 0
+	any := false
+	err = e.store.View(ctx, func(tx *store.Tx) error {
+		all, err := tx.Networks()
+		any = len(all) > 0
+		return err
+	})
+	if err != nil {
+		return false, err
+	}
 	t, err := e.kernel.Table()
 	if err != nil {
 		return false, err
@@ -255,7 +245,10 @@ func (e *Engine) drifted(ctx context.Context) (bool, error) {
 	}
 	if t.Exact == any && t.Present == any {
 		e.trusted = gen
-		return false, nil
+		if !any {
+			return false, nil
+		}
+		return false, e.store.SetGeneration(gen)
 	}
 	e.o.Log.Info("the firewall was changed by somebody else", "generation", gen)
 	return true, nil

@@ -70,6 +70,7 @@ func (e *Engine) compare(ctx context.Context, w world) (plan.State, plan.Delta, 
 	slices.Sort(places)
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	defer e.kernel.Release()
 	gen, err := e.kernel.Generation()
 	if err != nil {
 		return want, plan.Delta{}, err
@@ -200,7 +201,7 @@ func (e *Engine) mend(ctx context.Context, w world, want plan.State, d plan.Delt
 	if !left.Empty() {
 		return fmt.Errorf("the kernel did not become what was wanted (%s): %w", summary(e.report(w, left)), berth.ErrDrifted)
 	}
-	return e.remember(ctx, e.trusted)
+	return e.store.SetGeneration(e.trusted)
 }
 
 func (e *Engine) mendParts(ctx context.Context, w world) error {

@@ -155,7 +155,7 @@ func (e *Engine) annotate(ports []PortDetail) error {
 	if len(ports) == 0 {
 		return nil
 	}
-	ls, err := e.listening()
+	ls, err := e.listening(berth.TCP, berth.UDP, berth.SCTP)
 	if err != nil {
 		return err
 	}
@@ -210,8 +210,8 @@ type listenerKey struct {
 type listener kernel.Listener
 
 // listening reads the host's bound sockets, once for any number of ports.
-func (e *Engine) listening() (listeners, error) {
-	all, err := e.kernel.Listeners()
+func (e *Engine) listening(protocols ...berth.Protocol) (listeners, error) {
+	all, err := e.kernel.Listeners(protocols...)
 	if err != nil {
 		return nil, fmt.Errorf("list the host's listeners: %w", err)
 	}

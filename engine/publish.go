@@ -119,7 +119,15 @@ func (p *publication) locks(ctx context.Context) ([]lock, error) {
 
 // look reads what of the host decides over ports.
 func (p *publication) look() (err error) {
-	if p.listeners, err = p.e.listening(); err != nil {
+	var protocols []berth.Protocol
+	random := false
+	for _, s := range p.specs {
+		random = random || s.HostLow == 0
+		if !slices.Contains(protocols, s.Protocol) {
+			protocols = append(protocols, s.Protocol)
+		}
+	}
+	if p.listeners, err = p.e.listening(protocols...); err != nil || !random {
 		return err
 	}
 	low, high, reserved, err := p.e.kernel.EphemeralPorts()

@@ -222,6 +222,16 @@ func (e *Engine) meet(sb berth.Sandbox, ns *netns.NS) (berth.Sandbox, *netns.NS,
 	return sb, ns, nil
 }
 
+// hold keeps the namespace of a sandbox open for what the kernel does with it,
+// and returns what lets go of it.
+func (e *Engine) hold(sb berth.Sandbox, ns *netns.NS) func() {
+	e.open.Store(plan.Place(sb.ID), ns)
+	return func() {
+		e.open.Delete(plan.Place(sb.ID))
+		ns.Close()
+	}
+}
+
 // recorded returns a sandbox of the store by name, id, path or pid, alive or
 // not.
 func (e *Engine) recorded(ctx context.Context, ref string) (sb berth.Sandbox, err error) {

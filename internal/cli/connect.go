@@ -53,7 +53,7 @@ is the interface inside the sandbox and its addresses.`,
 	f.StringVar(&c.dev, "interface", "", "`name` inside the sandbox (default: the first free of eth0, eth1, …)")
 	f.StringArrayVar(&c.aliases, "alias", nil, "another `name` of the sandbox on this network")
 	f.IntVar(&c.priority, "gw-priority", 0, "the network with the highest `number` gives the default route")
-	f.StringArrayVar(&c.labels, "label", nil, "`KEY=VALUE`")
+	f.StringArrayVar(&c.labels, "label", nil, "a label, as `KEY=VALUE`")
 	for _, name := range []string{"ip", "ip6", "mac-address", "interface", "alias", "gw-priority", "label"} {
 		completeFlag(cmd, name, cobra.NoFileCompletions)
 	}

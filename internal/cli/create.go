@@ -59,16 +59,16 @@ com.docker.network.* names of these are understood.`,
 
 func (c *createFlags) flags(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringVarP(&c.driver, "driver", "d", "bridge", "`bridge`, or link (a bare veth pair with two ends)")
-	f.StringSliceVar(&c.subnets, "subnet", nil, "`prefix`, as 10.9.0.0/24; several of both families are allowed; 0.0.0.0/24 is any of that size")
-	f.StringSliceVar(&c.gateways, "gateway", nil, "`address` of the host in a subnet (default: its first)")
-	f.StringSliceVar(&c.ranges, "ip-range", nil, "`prefix`: hand out addresses of this part of a subnet")
-	f.StringArrayVar(&c.aux, "aux-address", nil, "`NAME=ADDRESS` that is never handed out")
+	f.StringVarP(&c.driver, "driver", "d", "bridge", "`driver`: bridge, or link (a bare veth pair with two ends)")
+	f.StringSliceVar(&c.subnets, "subnet", nil, "a `prefix`, as 10.9.0.0/24; several, of both families, are allowed; 0.0.0.0/24 is any of that size")
+	f.StringSliceVar(&c.gateways, "gateway", nil, "the host's `address` in a subnet (default: the first)")
+	f.StringSliceVar(&c.ranges, "ip-range", nil, "the `part` of a subnet that addresses are handed out from")
+	f.StringArrayVar(&c.aux, "aux-address", nil, "an address that is never handed out, as `NAME=ADDRESS`")
 	f.BoolVar(&c.ipv4, "ipv4", true, "with an IPv4 subnet")
 	f.BoolVar(&c.ipv6, "ipv6", false, "with an IPv6 subnet, of the host's own ULA prefix unless given")
 	f.BoolVar(&c.internal, "internal", false, "no way out")
-	f.StringArrayVarP(&c.opts, "opt", "o", nil, "`OPTION=VALUE`, as above")
-	f.StringArrayVar(&c.labels, "label", nil, "`KEY=VALUE`")
+	f.StringArrayVarP(&c.opts, "opt", "o", nil, "an option, as `NAME=VALUE`")
+	f.StringArrayVar(&c.labels, "label", nil, "a label, as `KEY=VALUE`")
 	completeFlag(cmd, "driver", cobra.FixedCompletions([]cobra.Completion{string(berth.Bridge), string(berth.Link)}, cobra.ShellCompDirectiveNoFileComp))
 	completeFlag(cmd, "opt", completeOptions)
 	for _, name := range []string{"subnet", "gateway", "ip-range", "aux-address", "label"} {

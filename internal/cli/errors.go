@@ -58,9 +58,10 @@ var hints = []struct {
 	{os.ErrPermission, "berth", "CAP_NET_ADMIN and CAP_SYS_ADMIN are needed, over this network namespace"},
 	{berth.ErrDrifted, "berth", "somebody else changes what is Berth's: 'berth check' shows what, 'berth reconcile' mends it"},
 	{berth.ErrUnsupported, "berth", "'berth info' shows what this kernel has"},
-	{berth.ErrInUse, "berth network rm", "'--force' disconnects what is connected"},
-	{berth.ErrConflict, "berth publish", "'berth port' shows who has which port; '--replace' takes one over from another sandbox"},
+	{berth.ErrInUse, "berth network rm", "--force disconnects what is connected"},
+	{berth.ErrConflict, "berth publish", "'berth port' shows who has which port; --replace takes one over from another sandbox"},
 	{berth.ErrNotFound, "berth unpublish", "'berth port' shows what is published"},
+	{berth.ErrNotFound, "berth port", "'berth port' shows what is published"},
 	{berth.ErrNotFound, "berth", "'berth network ls' and 'berth sandbox ls' show what there is; a sandbox is also a name in /run/netns, path:PATH or pid:N"},
 }
 
@@ -89,7 +90,8 @@ func report(w io.Writer, cmd *cobra.Command, err error) int {
 		fmt.Fprintf(w, "berth: %s\n", oneLine(one.Error()))
 	}
 	for _, h := range hints {
-		if errors.Is(err, h.is) && (path == h.command || strings.HasPrefix(path, h.command+" ")) {
+		// Of a command that exec cannot run, Berth knows nothing.
+		if status < exitCannotRun && errors.Is(err, h.is) && (path == h.command || strings.HasPrefix(path, h.command+" ")) {
 			fmt.Fprintf(w, "hint: %s\n", h.hint)
 			break
 		}

@@ -91,6 +91,8 @@ subnets come from, in place of Docker's pools.`,
 	f.BoolVar(&p.debug, "debug", false, "tell on stderr what is done")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err) })
 	root.SetUsageTemplate(usageTemplate)
+	root.Version = thisBuild().String() // for --version, which Docker has
+	root.SetVersionTemplate("{{.Version}}\n")
 	root.AddCommand(p.network(), p.sandbox(), p.publish(), p.unpublish(), p.port(), p.check(), p.reconcile(), p.info(), p.version(), demo.Command(), p.manual())
 	arguments(root)
 	return root

@@ -45,7 +45,7 @@ them too. The answer is the names.`,
 			})
 		},
 	}
-	cmd.Flags().StringArrayVar(&labels, "label", nil, "`KEY=VALUE`")
+	cmd.Flags().StringArrayVar(&labels, "label", nil, "a label, as `KEY=VALUE`")
 	completeFlag(cmd, "label", cobra.NoFileCompletions)
 	return p.changing(cmd)
 }

@@ -134,6 +134,15 @@ func (p *program) host(h engine.HostInfo) error {
 // A build is what "version" tells.
 type build struct{ Version, Revision, Time, Go string }
 
+// String is in one line, as "docker --version" is.
+func (b build) String() string {
+	s := "berth " + b.Version
+	if b.Revision != "" {
+		s += ", revision " + b.Revision[:min(len(b.Revision), 12)] + " of " + b.Time
+	}
+	return s + ", " + b.Go
+}
+
 func thisBuild() build {
 	b := build{Version: "unknown"}
 	info, ok := debug.ReadBuildInfo()
@@ -162,7 +171,7 @@ func (p *program) version() *cobra.Command {
 			if format != "" {
 				return inspect(p.out, format, []build{b})
 			}
-			fmt.Fprintf(p.out, "berth %s\nrevision %s %s\n%s\n", b.Version, b.Revision, b.Time, b.Go)
+			fmt.Fprintln(p.out, b)
 			return nil
 		},
 	}

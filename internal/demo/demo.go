@@ -7,16 +7,12 @@
 package demo
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
-	"os/signal"
-	"slices"
-	"strings"
+	"runtime"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -39,7 +35,10 @@ var acts = []act{
 
 // options are the flags.
 type options struct {
-	commands, step, inside bool
+	commands, step bool
+	// inside names the namespaces that the demo was started from: it says that
+	// it should be in others now.
+	inside string
 }
 
 // Command returns "berth demo".
@@ -56,19 +55,21 @@ It needs root, or a kernel that lets users make user namespaces.`,
 		Example:   "  berth demo\n  berth demo --commands 3 4\n  berth demo --step",
 		ValidArgs: names(), Args: cobra.OnlyValidArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if o.inside {
-				return play(cmd.Context(), cmd.OutOrStdout(), o, args)
+			if o.inside != "" {
+				return perform(cmd.Context(), cmd.OutOrStdout(), o, args)
 			}
-			return isolate(args, o)
+			return isolate(cmd.Context(), args, o)
 		},
 	}
 	f := cmd.Flags()
 	f.BoolVar(&o.commands, "commands", false, "show the commands that would do each step by hand")
 	f.BoolVar(&o.step, "step", false, "wait for Enter before each step")
-	f.BoolVar(&o.inside, "inside", false, "")
-	_ = f.MarkHidden("inside")
+	f.StringVar(&o.inside, insideFlag, "", "")
+	_ = f.MarkHidden(insideFlag)
 	return cmd
 }
+
+const insideFlag = "inside"
 
 func names() []string {
 	var out []string
@@ -83,178 +84,88 @@ func names() []string {
 var ErrFailed = errors.New("the demo did not go as it should")
 
 // isolate plays inside namespaces of its own: the program is started again.
-func isolate(args []string, o options) error {
-	again := []string{"demo", "--inside"}
+// When it ends, by any means, the kernel takes the namespaces away.
+func isolate(ctx context.Context, args []string, o options) error {
+	own, err := namespaces()
+	if err != nil {
+		return fmt.Errorf("demo: %w", err)
+	}
+	again := []string{"demo", "--" + insideFlag + "=" + own}
 	if o.commands {
 		again = append(again, "--commands")
 	}
 	if o.step {
 		again = append(again, "--step")
 	}
-	cmd := exec.Command("/proc/self/exe", append(again, args...)...)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS}
-	if os.Geteuid() != 0 {
-		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
-		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Geteuid(), Size: 1}}
-		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getegid(), Size: 1}}
+	again = append(again, args...)
+	err = unix.EPERM
+	if os.Geteuid() == 0 {
+		err = run(private(ctx, again, false))
 	}
-	// The child hears an interrupt of the terminal too; it is the one to end.
-	signal.Ignore(os.Interrupt)
-	err := cmd.Run()
+	// A user, or a root without rights, may do it in a user namespace.
+	if errors.Is(err, unix.EPERM) {
+		err = run(private(ctx, again, true))
+	}
 	var status *exec.ExitError
 	switch {
-	case errors.As(err, &status):
+	case ctx.Err() != nil:
+		return errors.New("demo: interrupted")
+	case errors.As(err, &status) && status.Exited():
 		return ErrFailed
-	case errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EINVAL):
-		return fmt.Errorf("demo: this kernel lets only root make namespaces: run it with sudo: %w", os.ErrPermission)
+	case forbidden(err):
+		return errNotAllowed
 	case err != nil:
 		return fmt.Errorf("demo: %w", err)
 	}
 	return nil
 }
 
-// A stage is where demos are played.
-type stage struct {
-	ctx         context.Context
-	o           options
-	w           io.Writer
-	in          *bufio.Reader
-	color       bool
-	met, failed int
-	host        *hostKit
-}
+// errNotAllowed is all that a user is told where the kernel allows users
+// nothing.
+var errNotAllowed = errors.New("demo: on this machine only root may make a private host: run it with sudo")
 
-func play(ctx context.Context, w io.Writer, o options, wanted []string) error {
-	s := &stage{ctx: ctx, o: o, w: w, in: bufio.NewReader(os.Stdin)}
-	if t, err := os.Stdout.Stat(); err == nil && t.Mode()&os.ModeCharDevice != 0 && os.Getenv("NO_COLOR") == "" {
-		s.color = true
-	}
-	var err error
-	if s.host, err = private(); err != nil {
-		return fmt.Errorf("demo: make a private host: %w", err)
-	}
-	if err := s.acts(wanted); err != nil {
-		fmt.Fprintln(os.Stderr, "berth:", err)
-		return ErrFailed
-	}
-	if s.failed > 0 {
-		fmt.Fprintf(s.w, "\n%s\n", s.paint(red, fmt.Sprintf("%d of %d expectations failed", s.failed, s.failed+s.met)))
-		return ErrFailed
-	}
-	fmt.Fprintf(s.w, "\n%s\n", s.paint(green, fmt.Sprintf("%d expectations met", s.met)))
-	return nil
-}
-
-// acts plays the wanted demos, all of them if none is named.
-func (s *stage) acts(wanted []string) error {
-	for _, a := range acts {
-		if len(wanted) > 0 && !slices.Contains(wanted, a.name) {
-			continue
-		}
-		s.title("Demo " + a.name + ": " + a.title)
-		if err := a.play(s); err != nil {
-			return fmt.Errorf("demo %s: %w", a.name, err)
-		}
-		if err := s.strike(); err != nil {
-			return fmt.Errorf("demo %s: clean up: %w", a.name, err)
+// forbidden reports whether an error is how a kernel refuses namespaces: by
+// rights or AppArmor (EPERM, EACCES), user.max_user_namespaces (ENOSPC), or
+// because it has none (EINVAL).
+func forbidden(err error) bool {
+	for _, e := range []error{unix.EPERM, unix.EACCES, unix.ENOSPC, unix.EINVAL} {
+		if errors.Is(err, e) {
+			return true
 		}
 	}
-	return nil
+	return false
 }
 
-const (
-	red, green, bold, dim = "31", "32", "1", "2"
-)
-
-func (s *stage) paint(color, text string) string {
-	if !s.color {
-		return text
+func private(ctx context.Context, args []string, user bool) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, "/proc/self/exe", args...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS}
+	if user {
+		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
+		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Geteuid(), Size: 1}}
+		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getegid(), Size: 1}}
 	}
-	return "\x1b[" + color + "m" + text + "\x1b[0m"
+	return cmd
 }
 
-func (s *stage) title(text string) {
-	fmt.Fprintf(s.w, "\n%s\n", s.paint(bold, "=== "+text))
+// run runs a command that does not outlive this process.
+func run(cmd *exec.Cmd) error {
+	// PR_SET_PDEATHSIG follows the thread that started the process.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
+	return cmd.Run()
 }
 
-func (s *stage) say(format string, args ...any) {
-	fmt.Fprintf(s.w, "\n%s\n", fmt.Sprintf(format, args...))
+// namespaces names the namespaces of this process that the demo replaces.
+func namespaces() (string, error) {
+	net, err := os.Readlink("/proc/self/ns/net")
+	if err != nil {
+		return "", err
+	}
+	mnt, err := os.Readlink("/proc/self/ns/mnt")
+	return net + "," + mnt, err
 }
-
-// show prints what a person would type, and waits where a speaker wants it.
-func (s *stage) show(where, command string) {
-	prompt := "$ "
-	if where != "" {
-		prompt = where + "$ "
-	}
-	fmt.Fprintf(s.w, "%s", s.paint(bold, prompt+command))
-	if s.o.step {
-		_, _ = s.in.ReadString('\n')
-		return
-	}
-	fmt.Fprintln(s.w)
-}
-
-// berth runs a command of Berth and prints its answer.
-func (s *stage) berth(args ...string) (string, error) {
-	var quoted []string
-	for _, a := range args {
-		if strings.ContainsAny(a, " {}'\"") {
-			a = "'" + a + "'"
-		}
-		quoted = append(quoted, a)
-	}
-	s.show("", "berth "+strings.Join(quoted, " "))
-	if s.o.commands && changes(args) {
-		args = append(args[:len(args):len(args)], "--commands")
-	}
-	cmd := exec.CommandContext(s.ctx, "/proc/self/exe", args...)
-	out, err := cmd.CombinedOutput()
-	for line := range strings.Lines(string(out)) {
-		fmt.Fprintln(s.w, "    "+s.paint(dim, strings.TrimRight(line, "\n")))
-	}
-	return strings.TrimSpace(string(out)), err
-}
-
-// changes reports whether a command takes --commands.
-func changes(args []string) bool {
-	words := strings.Join(args[:min(2, len(args))], " ")
-	for _, w := range []string{"ls", "inspect", "check", "port", "exec"} {
-		if strings.HasSuffix(words, " "+w) || strings.HasPrefix(words, w) {
-			return false
-		}
-	}
-	return true
-}
-
-// must runs commands that have to succeed.
-func (s *stage) must(commands ...[]string) error {
-	for _, c := range commands {
-		if out, err := s.berth(c...); err != nil {
-			return fmt.Errorf("berth %s: %w: %s", strings.Join(c, " "), err, out)
-		}
-	}
-	return nil
-}
-
-// expect records whether something is as it should be.
-func (s *stage) expect(ok bool, format string, args ...any) {
-	text := fmt.Sprintf(format, args...)
-	if ok {
-		s.met++
-		fmt.Fprintf(s.w, "  %s %s\n", s.paint(green, s.mark("✓", "ok  ")), text)
-		return
-	}
-	s.failed++
-	fmt.Fprintf(s.w, "  %s %s\n", s.paint(red, s.mark("✗", "FAIL")), text)
-}
-
-func (s *stage) mark(pretty, plain string) string {
-	if s.color {
-		return pretty
-	}
-	return plain
-}
-
-func words(s string) []string { return strings.Fields(s) }

@@ -1,30 +1,30 @@
 package demo
 
 import (
-	"encoding/binary"
+	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
-	"net/http"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
+	"berth"
+	"berth/internal/foreign"
 	"berth/internal/kernel"
 	"berth/internal/netns"
 	"berth/internal/nft"
 	"berth/internal/plan"
 )
 
-// A hostKit is the private host, with a network outside.
-type hostKit struct {
-	ns, lan *netns.NS
-	kernel  *kernel.Kernel
-	nft     *nft.Conn
+// A host is the private host, with a network outside.
+type host struct {
+	kernel     *kernel.Kernel
+	nft        *nft.Conn
+	forwarding string // as it was before anything was made
 }
 
 // The link between the private host and the network outside.
@@ -34,219 +34,183 @@ const (
 	lanName  = "outside"
 )
 
-// private makes a host of the process's own namespaces: mounts that nobody
-// else sees, a loopback that is up, and one uplink.
-func private() (*hostKit, error) {
-	if err := unix.Mount("", "/", "none", unix.MS_PRIVATE|unix.MS_REC, ""); err != nil {
-		return nil, os.NewSyscallError("mount", err)
-	}
-	if err := unix.Mount("tmpfs", "/run", "tmpfs", 0, ""); err != nil {
-		return nil, fmt.Errorf("mount /run: %w", err)
-	}
-	// Best effort: nothing of the demo reads /sys, but a curious shell might.
-	_ = unix.Mount("sysfs", "/sys", "sysfs", 0, "")
-	if err := os.Setenv("BERTH_ROOT", "/run/berth-root"); err != nil {
-		return nil, err
-	}
-	h := &hostKit{}
-	var err error
-	if h.ns, err = netns.Current(); err != nil {
-		return nil, err
-	}
-	if err := netns.Create(lanName); err != nil {
-		return nil, err
-	}
-	if h.lan, err = netns.Open(netns.Path(lanName)); err != nil {
-		return nil, err
-	}
-	h.kernel, err = kernel.Open(h.ns, kernel.Options{Lookup: func(plan.Place) (*netns.NS, error) { return netns.Open(netns.Path(lanName)) }})
+const forwardingPath = "net/ipv4/ip_forward"
+
+// newHost makes a host of the process's own namespaces, which must not be
+// those it was started from: mounts that nobody else sees, a loopback that is
+// up, and one uplink.
+func newHost(outside string) (*host, error) {
+	own, err := namespaces()
 	if err != nil {
 		return nil, err
 	}
-	if h.nft, err = nft.Dial(h.ns); err != nil {
+	for _, ns := range strings.Split(own, ",") {
+		if !strings.Contains(outside, ":[") || slices.Contains(strings.Split(outside, ","), ns) {
+			return nil, errors.New("--" + insideFlag + " is not for people: it would change this host")
+		}
+	}
+	if err := mounts(); err != nil {
 		return nil, err
 	}
-	return h, h.wire()
+	if err := environment(); err != nil {
+		return nil, err
+	}
+	ns, err := netns.Current()
+	if err != nil {
+		return nil, err
+	}
+	if err := netns.Create(lanName); err != nil {
+		return nil, fmt.Errorf("make the network outside: %w", err)
+	}
+	h := &host{}
+	outsideNS := func(plan.Place) (*netns.NS, error) { return netns.Open(netns.Path(lanName)) }
+	if h.kernel, err = kernel.Open(ns, kernel.Options{Lookup: outsideNS}); err != nil {
+		return nil, err
+	}
+	if h.nft, err = nft.Dial(ns); err != nil {
+		return nil, err
+	}
+	if err := h.wire(); err != nil {
+		return nil, err
+	}
+	h.forwarding, err = h.kernel.Sysctl(plan.Host, forwardingPath)
+	return h, err
+}
+
+func mounts() error {
+	if err := unix.Mount("", "/", "none", unix.MS_PRIVATE|unix.MS_REC, ""); err != nil {
+		return fmt.Errorf("keep mounts private: %w", err)
+	}
+	if err := unix.Mount("tmpfs", "/run", "tmpfs", 0, "mode=755"); err != nil {
+		return fmt.Errorf("mount /run: %w", err)
+	}
+	// Best effort: Berth reads nothing there, but what is run to look around
+	// would see the links of the real host.
+	_ = unix.Mount("sysfs", "/sys", "sysfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
+	return nil
+}
+
+// environment keeps the store in memory, and the user's own settings out.
+func environment() error {
+	const config = "/run/config.json"
+	if err := os.WriteFile(config, []byte("{}"), 0o600); err != nil {
+		return err
+	}
+	return errors.Join(os.Setenv("BERTH_ROOT", "/run/berth-root"), os.Setenv("BERTH_RUN", "/run/berth"), os.Setenv("BERTH_CONFIG", config))
 }
 
 // wire joins the host and the outside.
-func (h *hostKit) wire() error {
+func (h *host) wire() error {
 	up, far := plan.LinkKey{Name: "uplink"}, plan.LinkKey{Place: lanName, Name: "lan"}
-	steps := []plan.Step{
+	return h.kernel.Apply(context.Background(), []plan.Step{
 		plan.UpLink{Key: plan.LinkKey{Name: "lo"}},
 		plan.PutLink{Key: up, Link: plan.Link{Kind: plan.VethLink, MTU: 1500, Up: true, Peer: far}, Inside: plan.Link{Kind: plan.VethLink, MTU: 1500, Peer: up}},
 		plan.PutAddr{Key: plan.AddrKey{Link: up, Prefix: netip.MustParsePrefix(hostAddr + "/24")}},
 		plan.PutAddr{Key: plan.AddrKey{Link: far, Prefix: netip.MustParsePrefix(lanAddr + "/24")}},
 		plan.UpLink{Key: far},
-	}
-	for _, s := range steps {
-		if err := h.kernel.Apply(noTimeout, []plan.Step{s}); err != nil {
-			return err
-		}
-	}
-	return nil
+	})
 }
 
 // bridged reports whether frames that stay on a bridge pass the firewall.
-func (h *hostKit) bridged() bool {
+func (h *host) bridged() bool {
 	v, err := h.kernel.Sysctl(plan.Host, "net/bridge/bridge-nf-call-iptables")
 	return err == nil && v == "1"
 }
 
-// A place is where traffic comes from: the host, or a sandbox by name.
-func open(name string) (*netns.NS, error) {
-	if name == "" {
-		return netns.Current()
-	}
-	return netns.Open(netns.Path(name))
-}
-
-// in does fn inside a place.
-func in(name string, fn func() error) error {
-	ns, err := open(name)
-	if err != nil {
-		return err
-	}
-	defer ns.Close()
-	return ns.Do(fn)
-}
-
-// patience is how long an answer may take. Nothing is far away here.
-const patience = 700 * time.Millisecond
-
-// ping sends one ICMP echo (RFC 792) and reports whether it was answered.
-func ping(from, to string) bool {
-	var c net.Conn
-	err := in(from, func() (err error) {
-		c, err = net.Dial("ip4:icmp", to)
-		return err
-	})
-	if err != nil {
-		return false
-	}
-	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(patience))
-	echo := []byte{8, 0, 0, 0, 0x42, 0x42, 0, 1}
-	binary.BigEndian.PutUint16(echo[2:], checksum(echo))
-	if _, err := c.Write(echo); err != nil {
-		return false
-	}
-	b := make([]byte, 256)
-	for {
-		// ReadFrom and not Read: it leaves the IP header out.
-		n, _, err := c.(*net.IPConn).ReadFrom(b)
-		if err != nil {
-			return false
-		}
-		if n >= 8 && b[0] == 0 && b[4] == 0x42 && b[5] == 0x42 {
-			return true
-		}
-	}
-}
-
-func checksum(b []byte) uint16 {
-	var sum uint32
-	for i := 0; i+1 < len(b); i += 2 {
-		sum += uint32(b[i])<<8 | uint32(b[i+1])
-	}
-	for sum > 0xffff {
-		sum = sum>>16 + sum&0xffff
-	}
-	return ^uint16(sum)
-}
-
-// listen accepts connections in a place, as "nc -l" does, and answers each
-// line with itself.
-func listen(where, addr string) (io.Closer, error) {
-	var l net.Listener
-	err := in(where, func() (err error) {
-		l, err = net.Listen("tcp4", addr)
-		return err
-	})
-	if err != nil {
-		return nil, err
-	}
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
+// drops reports whether another tool's forward chain has the policy to drop.
+func (h *host) drops() bool {
+	tables, err := h.nft.Foreign()
+	for _, t := range tables {
+		for _, c := range t.Chains {
+			if c.Hook == foreign.Forward && c.Drop {
+				return err == nil
 			}
-			go func() {
-				defer c.Close()
-				_, _ = io.Copy(c, c)
-			}()
 		}
-	}()
-	return l, nil
-}
-
-// talk connects and reports whether what it says comes back: both directions.
-func talk(from, addr string) bool {
-	c, err := dial(from, addr)
-	if err != nil {
-		return false
 	}
-	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(patience))
-	if _, err := c.Write([]byte("hello\n")); err != nil {
-		return false
-	}
-	b := make([]byte, 6)
-	_, err = io.ReadFull(c, b)
-	return err == nil && string(b) == "hello\n"
+	return false
 }
 
-func dial(from, addr string) (c net.Conn, err error) {
-	err = in(from, func() error {
-		c, err = net.DialTimeout("tcp4", addr, patience)
-		return err
-	})
-	return c, err
-}
-
-// page is what the demo's web server says.
-const page = "Welcome to a web server in a network namespace.\n"
-
-// web serves the page in a place until it is closed.
-func web(where, addr string) (io.Closer, error) {
-	var l net.Listener
-	err := in(where, func() (err error) {
-		l, err = net.Listen("tcp4", addr)
-		return err
-	})
-	if err != nil {
-		return nil, err
-	}
-	s := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, page) }), ReadHeaderTimeout: patience}
-	go func() { _ = s.Serve(l) }()
-	return s, nil
-}
-
-// curl fetches a page from a place.
-func curl(from, addr string) (string, error) {
-	c, err := dial(from, addr)
+// element returns an element of Berth's table, as nft writes it.
+func (h *host) element(set, key string) (string, error) {
+	all, err := h.nft.Read()
 	if err != nil {
 		return "", err
 	}
-	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(patience))
-	if _, err := fmt.Fprintf(c, "GET / HTTP/1.0\r\nHost: %s\r\n\r\n", addr); err != nil {
-		return "", err
-	}
-	b, err := io.ReadAll(c)
-	if err != nil {
-		return "", err
-	}
-	_, body, ok := strings.Cut(string(b), "\r\n\r\n")
+	e, ok := all[plan.ElemKey{Set: set, Key: key}]
 	if !ok {
-		return "", errors.New("no answer")
+		return "", nil
 	}
-	return body, nil
+	return key + " : " + e.Value, nil
 }
 
-// serves reports whether the page is to be had.
-func serves(from, addr string) bool {
-	body, err := curl(from, addr)
-	return err == nil && body == page
+// listens reports whether a process of the host listens at a TCP port.
+func (h *host) listens(port uint16) (bool, error) {
+	all, err := h.kernel.Listeners()
+	return slices.ContainsFunc(all, func(l kernel.Listener) bool {
+		return l.Protocol == berth.TCP && l.Addr.Port() == port
+	}), err
+}
+
+// A link is an interface with its IPv4 addresses, as a place has it.
+type link struct {
+	name   string
+	up     bool // with a carrier
+	addrs  []string
+	bridge bool
+}
+
+func (l link) String() string {
+	state := "DOWN"
+	if l.up {
+		state = "UP"
+	}
+	return l.name + " " + state + " " + strings.Join(l.addrs, " ")
+}
+
+// links lists the interfaces of a place that lead somewhere; those of the host
+// itself that Berth made.
+func links(place string) (out []link, err error) {
+	err = in(place, func() error {
+		all, err := net.Interfaces()
+		if err != nil {
+			return err
+		}
+		for _, i := range all {
+			if i.Flags&net.FlagLoopback != 0 || place == "" && !strings.HasPrefix(i.Name, "bt") {
+				continue
+			}
+			addrs, err := i.Addrs()
+			if err != nil {
+				return err
+			}
+			l := link{name: i.Name, up: i.Flags&net.FlagUp != 0 && i.Flags&net.FlagRunning != 0, bridge: strings.HasPrefix(i.Name, "bt-")}
+			for _, a := range addrs {
+				if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr().Is4() {
+					l.addrs = append(l.addrs, p.String())
+				}
+			}
+			out = append(out, l)
+		}
+		return nil
+	})
+	return out, err
+}
+
+// route returns how a packet leaves the host: the link and the address it
+// leaves with.
+func route(to string) (dev, src string, err error) {
+	// Connecting a UDP socket asks for the route and sends nothing.
+	c, err := net.Dial("udp4", net.JoinHostPort(to, "9"))
+	if err != nil {
+		return "", "", err
+	}
+	defer c.Close()
+	src = c.LocalAddr().(*net.UDPAddr).IP.String()
+	all, err := links("")
+	for _, l := range all {
+		if slices.ContainsFunc(l.addrs, func(a string) bool { return strings.HasPrefix(a, src+"/") }) {
+			dev = l.name
+		}
+	}
+	return dev, src, err
 }

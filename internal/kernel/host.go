@@ -17,8 +17,9 @@ import (
 
 // Links returns all links of a place with their addresses.
 func (k *Kernel) Links(name plan.Place) ([]LinkInfo, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	s := k.session()
-	defer s.close()
 	p, err := s.place(name)
 	if err != nil {
 		return nil, err
@@ -27,15 +28,11 @@ func (k *Kernel) Links(name plan.Place) ([]LinkInfo, error) {
 	if err != nil {
 		return nil, err
 	}
+	addrs, err := p.addrList()
 	of := map[int][]netip.Prefix{}
-	err = retryDump(func() error {
-		clear(of)
-		addrs, err := p.h.AddrList(nil, netlink.FAMILY_ALL)
-		for _, a := range addrs {
-			of[a.LinkIndex] = append(of[a.LinkIndex], prefixOf(a.IPNet))
-		}
-		return err
-	})
+	for _, a := range addrs {
+		of[a.LinkIndex] = append(of[a.LinkIndex], prefixOf(a.IPNet))
+	}
 	for i := range all {
 		all[i].Addrs = of[all[i].Index]
 	}
@@ -44,8 +41,9 @@ func (k *Kernel) Links(name plan.Place) ([]LinkInfo, error) {
 
 // LinkNames returns the names of all links of a place.
 func (k *Kernel) LinkNames(name plan.Place) (map[string]bool, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	s := k.session()
-	defer s.close()
 	p, err := s.place(name)
 	if err != nil {
 		return nil, err
@@ -62,20 +60,29 @@ func (k *Kernel) LinkNames(name plan.Place) (map[string]bool, error) {
 // destinations of all routes but the default ones, and the prefixes of all
 // addresses.
 func (k *Kernel) Routes() ([]netip.Prefix, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	var out []netip.Prefix
+	add := func(p netip.Prefix) {
+		if p.IsValid() && p.Bits() > 0 && !p.Addr().IsMulticast() {
+			out = append(out, p.Masked())
+		}
+	}
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		err := retryDump(func() error {
-			all, err := k.host.h.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
-			for _, r := range all {
-				if p := prefixOf(r.Dst); p.IsValid() && p.Bits() > 0 && !p.Addr().IsMulticast() {
-					out = append(out, p.Masked())
-				}
-			}
-			return err
-		})
+		all, err := k.host.routeList(family, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
 		if err != nil {
 			return nil, err
 		}
+		for _, r := range all {
+			add(prefixOf(r.Dst))
+		}
+	}
+	addrs, err := k.host.addrList() // a link that is down has addresses and no routes
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range addrs {
+		add(prefixOf(a.IPNet))
 	}
 	slices.SortFunc(out, func(a, b netip.Prefix) int {
 		if c := a.Addr().Compare(b.Addr()); c != 0 {
@@ -89,19 +96,24 @@ func (k *Kernel) Routes() ([]netip.Prefix, error) {
 // DefaultMTU is the MTU of the link of the default route, IPv4's before
 // IPv6's; 1500 if there is none.
 func (k *Kernel) DefaultMTU() (int, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		var routes []netlink.Route
-		err := retryDump(func() (err error) {
-			routes, err = k.host.h.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
-			return err
-		})
+		routes, err := k.host.routeList(family, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
 		if err != nil {
 			return 0, err
 		}
 		for _, r := range routes {
-			if p := prefixOf(r.Dst); (!p.IsValid() || p.Bits() == 0) && r.LinkIndex > 0 {
-				if l, err := k.host.h.LinkByIndex(r.LinkIndex); err == nil {
-					return l.Attrs().MTU, nil
+			if p := prefixOf(r.Dst); p.IsValid() && p.Bits() > 0 || r.LinkIndex == 0 {
+				continue
+			}
+			links, err := k.host.links()
+			if err != nil {
+				return 0, err
+			}
+			for _, l := range links {
+				if l.Index == r.LinkIndex {
+					return l.MTU, nil
 				}
 			}
 		}
@@ -112,12 +124,14 @@ func (k *Kernel) DefaultMTU() (int, error) {
 // Uplinks returns the names of all links that are neither lo nor ours, by
 // family. Both lists are the same: any link may get an address later.
 func (k *Kernel) Uplinks() (v4, v6 []string, err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	all, err := k.host.links()
 	if err != nil {
 		return nil, nil, err
 	}
 	for _, l := range all {
-		if !l.loopback && !strings.HasPrefix(l.Alias, plan.AliasPrefix) {
+		if !l.loopback && !l.ours() {
 			v4 = append(v4, l.Name)
 		}
 	}
@@ -131,6 +145,8 @@ type PortRange struct{ Low, High uint16 }
 // (net.ipv4.ip_local_port_range) and what of it is reserved
 // (ip_local_reserved_ports).
 func (k *Kernel) EphemeralPorts() (low, high uint16, reserved []PortRange, err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	low, high = 32768, 60999 // the kernel's default, ip-sysctl.rst
 	text, err := k.host.sysctl("net/ipv4/ip_local_port_range")
 	if err != nil {
@@ -165,6 +181,8 @@ func portRange(s string) (PortRange, bool) {
 
 // ForwardChains names the forward chains of other tools.
 func (k *Kernel) ForwardChains() ([]string, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	c, err := k.firewall()
 	if err != nil {
 		return nil, err
@@ -183,6 +201,8 @@ func (k *Kernel) ForwardChains() ([]string, error) {
 
 // Obstacles returns what of other tools' firewalls drops what networks need.
 func (k *Kernel) Obstacles(networks []foreign.Network) ([]foreign.Obstacle, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	c, err := k.firewall()
 	if err != nil {
 		return nil, err

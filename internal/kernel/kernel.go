@@ -38,13 +38,17 @@ type Options struct {
 	Lookup func(plan.Place) (*netns.NS, error)
 }
 
-// A Kernel is the kernel of one host and its sandboxes. It is for one
-// goroutine at a time.
+// A Kernel is the kernel of one host and its sandboxes. Any number of
+// goroutines may use it; they take turns.
 type Kernel struct {
 	o    Options
-	host *place
-	nft  *nft.Conn // nil until needed
 	late sync.WaitGroup
+
+	mu     sync.Mutex // guards the fields below
+	host   *place
+	places map[plan.Place]*place // open sandboxes, until Release
+	nft    *nft.Conn             // nil until needed
+	diag   *nl.NetlinkSocket     // nil until needed
 }
 
 // Open opens the kernel of a host, whose namespace stays the caller's.
@@ -53,12 +57,36 @@ func Open(host *netns.NS, o Options) (*Kernel, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Kernel{o: o, host: p}, nil
+	return &Kernel{o: o, host: p, places: map[plan.Place]*place{plan.Host: p}}, nil
 }
 
-// Close lets go of the host.
+// Release closes the sandboxes that were looked into. While they are open
+// their namespaces live, so whoever changes something calls it in the end.
+func (k *Kernel) Release() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.release()
+}
+
+func (k *Kernel) release() {
+	for name, p := range k.places {
+		if name != plan.Host {
+			p.close()
+			p.ns.Close()
+			delete(k.places, name)
+		}
+	}
+}
+
+// Close lets go of the host and its sandboxes.
 func (k *Kernel) Close() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.release()
 	k.host.close()
+	if k.diag != nil {
+		k.diag.Close()
+	}
 	err := k.closeFirewall()
 	k.late.Wait()
 	return err
@@ -86,6 +114,8 @@ func (k *Kernel) closeFirewall() error {
 
 // Generation is the number of the firewall's last commit, by whomever.
 func (k *Kernel) Generation() (uint32, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	c, err := k.firewall()
 	if err != nil {
 		return 0, err
@@ -95,6 +125,8 @@ func (k *Kernel) Generation() (uint32, error) {
 
 // Table looks at the firewall's rules.
 func (k *Kernel) Table() (nft.Table, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	c, err := k.firewall()
 	if err != nil {
 		return nft.Table{}, err
@@ -104,6 +136,8 @@ func (k *Kernel) Table() (nft.Table, error) {
 
 // Counters returns what was counted at the networks' borders.
 func (k *Kernel) Counters() (map[plan.ElemKey]nft.Counter, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	c, err := k.firewall()
 	if err != nil {
 		return nil, err
@@ -115,7 +149,7 @@ func (k *Kernel) Counters() (map[plan.ElemKey]nft.Counter, error) {
 type place struct {
 	name  plan.Place
 	ns    *netns.NS
-	h     *netlink.Handle
+	h     *netlink.Handle // nil until needed, see handle
 	raw   map[int]*nl.SocketHandle
 	index map[string]int // of links made or looked up in this session
 }
@@ -134,11 +168,9 @@ func enter(name plan.Place, ns *netns.NS) (*place, error) {
 		_ = s.SetExtAck(true)
 		_ = s.SetReceiveBufferSize(receiveBuffer, true)
 		p.raw = map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: s}}
-		p.h, err = netlink.NewHandle(unix.NETLINK_ROUTE)
-		return err
+		return nil
 	})
 	if err != nil {
-		p.close()
 		return nil, fmt.Errorf("open a netlink socket%s: %w", in(name), err)
 	}
 	return p, nil
@@ -151,6 +183,25 @@ func (p *place) close() {
 	if p.h != nil {
 		p.h.Close()
 	}
+}
+
+// handle is for what the netlink library lists and rules well enough. It has a
+// socket of its own, which most changes do without.
+func (p *place) handle() (*netlink.Handle, error) {
+	if p.h != nil {
+		return p.h, nil
+	}
+	err := p.ns.Do(func() (err error) {
+		p.h, err = netlink.NewHandle(unix.NETLINK_ROUTE)
+		return err
+	})
+	if err != nil {
+		p.h = nil
+		return nil, fmt.Errorf("open a netlink socket: %w", err)
+	}
+	// Best effort: large dumps repeat without it.
+	_ = p.h.SetSocketReceiveBufferSize(receiveBuffer, true)
+	return p.h, nil
 }
 
 // request makes a request on the place's own socket.
@@ -173,30 +224,21 @@ func (p *place) indexOf(name string) (int, error) {
 	return l.Index, nil
 }
 
-// A session is one Apply or Read: the places it has opened.
-type session struct {
-	k      *Kernel
-	places map[plan.Place]*place
-}
+// A session is one Apply or Read.
+type session struct{ k *Kernel }
 
-func (k *Kernel) session() *session {
-	clear(k.host.index)
-	return &session{k, map[plan.Place]*place{plan.Host: k.host}}
-}
-
-func (s *session) close() {
-	for name, p := range s.places {
-		if name != plan.Host {
-			p.close()
-			p.ns.Close()
-		}
+// session begins with no index of a link believed.
+func (k *Kernel) session() session {
+	for _, p := range k.places {
+		clear(p.index)
 	}
+	return session{k}
 }
 
 // place opens a namespace once. Its error matches [os.ErrNotExist] if it is
 // gone.
-func (s *session) place(name plan.Place) (*place, error) {
-	if p, ok := s.places[name]; ok {
+func (s session) place(name plan.Place) (*place, error) {
+	if p, ok := s.k.places[name]; ok {
 		return p, nil
 	}
 	ns, err := s.k.o.Lookup(name)
@@ -208,7 +250,7 @@ func (s *session) place(name plan.Place) (*place, error) {
 		ns.Close()
 		return nil, err
 	}
-	s.places[name] = p
+	s.k.places[name] = p
 	return p, nil
 }
 
@@ -236,8 +278,9 @@ func in(p plan.Place) string {
 // Apply does the steps in their order. Each may be done twice. It stops at the
 // first that the kernel refuses; what was done stays done.
 func (k *Kernel) Apply(ctx context.Context, steps []plan.Step) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	s := k.session()
-	defer s.close()
 	for i := 0; i < len(steps); i++ {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -287,7 +330,7 @@ func laterTransaction(steps []plan.Step) bool {
 // dropLinks deletes links while the connections of their addresses are
 // forgotten and the firewall's socket, if it is not needed any more, is closed:
 // all three wait for grace periods of the kernel.
-func (s *session) dropLinks(d plan.DropLinks, flush plan.FlushConntrack, firewall bool) error {
+func (s session) dropLinks(d plan.DropLinks, flush plan.FlushConntrack, firewall bool) error {
 	if !firewall && s.k.nft != nil {
 		c := s.k.nft
 		s.k.nft = nil
@@ -300,7 +343,7 @@ func (s *session) dropLinks(d plan.DropLinks, flush plan.FlushConntrack, firewal
 }
 
 // setSysctls writes sysctls of one place.
-func (s *session) setSysctls(same []plan.SetSysctl) error {
+func (s session) setSysctls(same []plan.SetSysctl) error {
 	where := same[0].Key.Place
 	var failed plan.SetSysctl
 	err := s.put("", "", where, func(p *place) error {
@@ -323,7 +366,7 @@ func (s *session) setSysctls(same []plan.SetSysctl) error {
 }
 
 // do does one step.
-func (s *session) do(step plan.Step) error {
+func (s session) do(step plan.Step) error {
 	switch step := step.(type) {
 	case plan.Transaction:
 		c, err := s.k.firewall()
@@ -364,7 +407,7 @@ func op(what, object string, where plan.Place, err error) error {
 		return nil
 	}
 	switch {
-	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES) && os.Geteuid() != 0: // EACCES to root: IPv6 is off on the link
 		err = fmt.Errorf("it needs root (CAP_NET_ADMIN): %w", err)
 	case errors.Is(err, unix.EXFULL):
 		err = fmt.Errorf("a bridge takes 1023 ports: %w (%w)", berth.ErrExhausted, err)
@@ -373,7 +416,7 @@ func op(what, object string, where plan.Place, err error) error {
 }
 
 // put does a step in its place, which must be there.
-func (s *session) put(what, object string, where plan.Place, do func(*place) error) error {
+func (s session) put(what, object string, where plan.Place, do func(*place) error) error {
 	p, err := s.place(where)
 	if errors.Is(err, fs.ErrNotExist) {
 		err = fmt.Errorf("its namespace is gone: %w", berth.ErrNotFound)
@@ -385,7 +428,7 @@ func (s *session) put(what, object string, where plan.Place, do func(*place) err
 }
 
 // drop does a step in its place; with the place all that was in it has gone.
-func (s *session) drop(what, object string, where plan.Place, do func(*place) error) error {
+func (s session) drop(what, object string, where plan.Place, do func(*place) error) error {
 	p, err := s.place(where)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, berth.ErrNotFound) {
 		return nil

@@ -241,7 +241,7 @@ func TestDropsAreForgiving(t *testing.T) {
 func TestPutInASandboxThatIsGone(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, "c1")
-	w.apply(t, plan.Steps(plan.Diff(plan.State{}, plan.Network(bridgeNet("a", "10.9.0.0/24", ""), false)))...)
+	w.apply(t, plan.Steps(plan.Diff(plan.State{}, plan.Sum(plan.Base(true, false, plan.Uplinks{}), plan.Network(bridgeNet("a", "10.9.0.0/24", ""), false))))...)
 	w.end("c1")
 	n := bridgeNet("a", "10.9.0.0/24", "")
 	in := plan.LinkKey{Place: "c1", Name: "eth0"}
@@ -269,12 +269,12 @@ func TestErrorsTellWhatWhereAndWhy(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, "c1")
 	for want, s := range map[string]plan.Step{
-		"put address 10.9.0.2/24 on eth7 in sandbox c1: no such device":                          plan.PutAddr{Key: plan.AddrKey{Link: plan.LinkKey{Place: "c1", Name: "eth7"}, Prefix: prefix("10.9.0.2/24")}},
-		"put route 10.0.0.0/8 dev lo in sandbox c1: network is down":                             plan.PutRoute{Key: plan.RouteKey{Place: "c1", Table: plan.TableMain, Dst: prefix("10.0.0.0/8"), Dev: "lo"}},
-		"put route 10.0.0.0/8 dev lo: network is unreachable: Nexthop has invalid gateway":       plan.PutRoute{Key: plan.RouteKey{Table: plan.TableMain, Dst: prefix("10.0.0.0/8"), Dev: "lo"}, Route: plan.Route{Gateway: addr("10.0.0.1")}},
-		"set sysctl net/ipv4/conf/eth7/forwarding to 0 in sandbox c1: no such file or directory": plan.SetSysctl{Key: plan.SysctlKey{Place: "c1", Path: "net/ipv4/conf/eth7/forwarding"}, Value: "0"},
-		"put link bt1: bridge bt-none: no such device":                                           plan.PutLink{Key: plan.LinkKey{Name: "bt1"}, Link: plan.Link{Kind: plan.VethLink, Alias: "berth:1", Master: "bt-none", Peer: plan.LinkKey{Place: "c1", Name: "eth0"}}, Inside: plan.Link{Kind: plan.VethLink, Alias: "berth:1"}},
-		"put link bt2: mtu greater than device maximum: invalid argument":                        plan.PutLink{Key: plan.LinkKey{Name: "bt2"}, Link: plan.Link{Kind: plan.BridgeLink, Alias: "berth:2", MTU: 1 << 20}},
+		"put address 10.9.0.2/24 on eth7 in sandbox c1: no such device":                            plan.PutAddr{Key: plan.AddrKey{Link: plan.LinkKey{Place: "c1", Name: "eth7"}, Prefix: prefix("10.9.0.2/24")}},
+		"put route 10.0.0.0/8 dev lo in sandbox c1: network is down: Device for nexthop is not up": plan.PutRoute{Key: plan.RouteKey{Place: "c1", Table: plan.TableMain, Dst: prefix("10.0.0.0/8"), Dev: "lo"}},
+		"put route 10.0.0.0/8 dev lo: network is unreachable: Nexthop has invalid gateway":         plan.PutRoute{Key: plan.RouteKey{Table: plan.TableMain, Dst: prefix("10.0.0.0/8"), Dev: "lo"}, Route: plan.Route{Gateway: addr("10.0.0.1")}},
+		"set sysctl net/ipv4/conf/eth7/forwarding to 0 in sandbox c1: no such file or directory":   plan.SetSysctl{Key: plan.SysctlKey{Place: "c1", Path: "net/ipv4/conf/eth7/forwarding"}, Value: "0"},
+		"put link bt1: bridge bt-none: no such device":                                             plan.PutLink{Key: plan.LinkKey{Name: "bt1"}, Link: plan.Link{Kind: plan.VethLink, Alias: "berth:1", Master: "bt-none", Peer: plan.LinkKey{Place: "c1", Name: "eth0"}}, Inside: plan.Link{Kind: plan.VethLink, Alias: "berth:1"}},
+		"put link bt2: invalid argument: mtu greater than device maximum":                          plan.PutLink{Key: plan.LinkKey{Name: "bt2"}, Link: plan.Link{Kind: plan.BridgeLink, Alias: "berth:2", MTU: 1 << 20}},
 	} {
 		if err := w.Apply(t.Context(), []plan.Step{s}); err == nil || err.Error() != want {
 			t.Errorf("\n got %v\nwant %s", err, want)

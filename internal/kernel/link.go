@@ -1,17 +1,16 @@
 package kernel
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
-	"net/netip"
-	"strings"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"berth"
+	"berth/internal/crash"
 	"berth/internal/plan"
 )
 
@@ -37,35 +36,92 @@ func (s *session) putLink(p *place, step plan.PutLink) error {
 	if err != nil {
 		return err
 	}
-	if !strings.HasPrefix(have.Alias, plan.AliasPrefix) && have.Alias != step.Link.Alias {
+	if !have.ours() {
 		return fmt.Errorf("there is a link of that name that is not Berth's: %w", berth.ErrExists)
 	}
-	if have.Alias != step.Link.Alias || have.Kind != string(step.Link.Kind) || !s.wired(p, step, have) {
-		if err := p.deleteLink(have.Index); err != nil && !gone(err) {
+	stands := have.Alias == step.Link.Alias && have.Kind == string(step.Link.Kind)
+	if stands {
+		if stands, err = s.wired(step, have); err != nil {
 			return err
 		}
-		delete(p.index, step.Key.Name)
-		return s.makeLink(p, step)
 	}
-	p.index[have.Name] = have.Index
-	return s.shape(p, step, have)
+	if stands {
+		p.index[have.Name] = have.Index
+		return s.shape(p, step, have)
+	}
+	if err := p.deleteLink(have.Index); err != nil && !gone(err) {
+		return err
+	}
+	delete(p.index, step.Key.Name)
+	return s.makeLink(p, step)
 }
 
 // wired reports whether the other end of a veth stands where it should.
-func (s *session) wired(p *place, step plan.PutLink, have LinkInfo) bool {
+func (s *session) wired(step plan.PutLink, have LinkInfo) (bool, error) {
 	if step.Link.Kind != plan.VethLink || step.Inside.Kind == "" {
-		return true
+		return true, nil
 	}
-	far, err := s.place(step.Link.Peer.Place)
+	far, err := s.farEnd(step)
 	if err != nil {
-		return false
+		return false, err
 	}
 	other, err := far.link(step.Link.Peer.Name)
-	return err == nil && other.Alias == step.Inside.Alias && other.Index == have.peerIndex && other.peerIndex == have.Index
+	if gone(err) {
+		return false, nil
+	}
+	return other.Alias == step.Inside.Alias && other.Index == have.peerIndex && other.peerIndex == have.Index, err
 }
 
-// makeLink makes a link in its final place.
+// farEnd is the place of a veth's other end.
+func (s *session) farEnd(step plan.PutLink) (*place, error) {
+	far, err := s.place(step.Link.Peer.Place)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("its namespace is gone: %w", berth.ErrNotFound)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("the other end%s: %w", in(step.Link.Peer.Place), err)
+	}
+	return far, nil
+}
+
+// makeLink makes a link in its final place and says whose it is.
 func (s *session) makeLink(p *place, step plan.PutLink) error {
+	index, far, err := s.create(p, step)
+	if errors.Is(err, unix.EEXIST) && far != nil {
+		// An end of another pair of ours may be in the way; its pair goes.
+		if other, look := far.link(step.Link.Peer.Name); look == nil && other.ours() {
+			if err := far.deleteLink(other.Index); err != nil && !gone(err) {
+				return err
+			}
+			index, far, err = s.create(p, step)
+		}
+	}
+	if errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("there is a link of that name, or of its other end's (%s%s), that is not Berth's: %w",
+			step.Link.Peer.Name, in(step.Link.Peer.Place), berth.ErrExists)
+	}
+	if err != nil {
+		return err
+	}
+	crash.Point("kernel.unfinished link")
+	p.index[step.Key.Name] = index
+	if far != nil {
+		delete(far.index, step.Link.Peer.Name)
+		if err := far.finish(0, step.Link.Peer.Name, step.Inside); err != nil {
+			return err
+		}
+		crash.Point("kernel.unfinished host end")
+	}
+	return p.finish(index, "", step.Link)
+}
+
+// unfinished is the link group of a link that has no ifalias yet: creation
+// ignores an ifalias, but not a group. So a link that a crash left between its
+// two messages is known for ours.
+const unfinished = 0x62746c
+
+// create makes a link, or both ends of a veth, in one message.
+func (s *session) create(p *place, step plan.PutLink) (index int, far *place, err error) {
 	l := step.Link
 	req := p.request(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL)
 	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
@@ -78,46 +134,34 @@ func (s *session) makeLink(p *place, step plan.PutLink) error {
 	}
 	req.AddData(msg)
 	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(step.Key.Name)))
+	req.AddData(nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(unfinished)))
 	addMTU(req, l.MTU)
 	addMAC(req, l.MAC)
 	if l.Master != "" {
 		master, err := p.indexOf(l.Master)
 		if err != nil {
-			return fmt.Errorf("bridge %s: %w", l.Master, err)
+			return 0, nil, fmt.Errorf("bridge %s: %w", l.Master, err)
 		}
 		req.AddData(nl.NewRtAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(master))))
 	}
 	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
 	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated(string(l.Kind)))
-	var far *place
 	if l.Kind == plan.VethLink {
-		var err error
-		if far, err = s.place(l.Peer.Place); err != nil {
-			return fmt.Errorf("the other end%s: its namespace is gone: %w", in(l.Peer.Place), berth.ErrNotFound)
+		if far, err = s.farEnd(step); err != nil {
+			return 0, nil, err
 		}
 		addPeer(info, l.Peer.Name, step.Inside, far)
 	}
 	req.AddData(info)
-	if _, err := req.Execute(unix.NETLINK_ROUTE, 0); err != nil {
-		if errors.Is(err, unix.EEXIST) {
-			return fmt.Errorf("there is a link of that name, or of the other end's (%s%s): %w", l.Peer.Name, in(l.Peer.Place), berth.ErrExists)
-		}
-		return err
-	}
-	p.index[step.Key.Name] = int(msg.Index)
-	if far != nil {
-		delete(far.index, l.Peer.Name)
-		if err := far.setAlias(l.Peer.Name, step.Inside.Alias); err != nil {
-			return err
-		}
-	}
-	return p.decorate(int(msg.Index), l)
+	_, err = req.Execute(unix.NETLINK_ROUTE, 0)
+	return int(msg.Index), far, err
 }
 
 func addPeer(info *nl.RtAttr, name string, l plan.Link, where *place) {
 	peer := info.AddRtAttr(nl.IFLA_INFO_DATA, nil).AddRtAttr(vethInfoPeer, nil)
 	nl.NewIfInfomsgChild(peer, unix.AF_UNSPEC)
 	peer.AddRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name))
+	peer.AddRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(unfinished))
 	if l.MTU > 0 {
 		peer.AddRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(l.MTU)))
 	}
@@ -149,10 +193,20 @@ func (p *place) change(index int) *nl.NetlinkRequest {
 	return req
 }
 
-// decorate sets what creation silently ignores: ifalias, hairpin, isolation
-// (and, refused at creation, addrgenmode), in one message.
-func (p *place) decorate(index int, l plan.Link) error {
+// finish sets what creation silently ignores (ifalias, hairpin, isolation) or
+// refuses (addrgenmode), in one message. Without an index the link is found by
+// its name.
+func (p *place) finish(index int, name string, l plan.Link) error {
 	req := p.change(index)
+	if index == 0 {
+		req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
+	}
+	req.AddData(nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(0)))
+	return p.decorate(req, l)
+}
+
+// decorate adds to a change what creation does not set, and makes it.
+func (p *place) decorate(req *nl.NetlinkRequest, l plan.Link) error {
 	req.AddData(nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(l.Alias)))
 	if l.Master != "" {
 		info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
@@ -162,6 +216,7 @@ func (p *place) decorate(index int, l plan.Link) error {
 		data.AddRtAttr(brportIsolated, flag(l.Isolated))
 		req.AddData(info)
 	}
+	plain := len(req.Data)
 	if l.NoLinkLocal {
 		spec := nl.NewRtAttr(unix.IFLA_AF_SPEC, nil)
 		spec.AddRtAttr(unix.AF_INET6, nil).AddRtAttr(inet6GenMode, []byte{genModeNone})
@@ -169,8 +224,8 @@ func (p *place) decorate(index int, l plan.Link) error {
 	}
 	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
 	if l.NoLinkLocal && errors.Is(err, unix.EAFNOSUPPORT) { // IPv6 is off
-		l.NoLinkLocal = false
-		return p.decorate(index, l)
+		req.Data = req.Data[:plain]
+		_, err = req.Execute(unix.NETLINK_ROUTE, 0)
 	}
 	return err
 }
@@ -180,14 +235,6 @@ func flag(on bool) []byte {
 		return []byte{1}
 	}
 	return []byte{0}
-}
-
-func (p *place) setAlias(name, alias string) error {
-	req := p.change(0)
-	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
-	req.AddData(nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(alias)))
-	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
-	return err
 }
 
 // shape brings a link that stands to shape.
@@ -217,7 +264,7 @@ func (s *session) shape(p *place, step plan.PutLink, have LinkInfo) error {
 			return err
 		}
 	}
-	if err := p.decorate(have.Index, l); err != nil {
+	if err := p.decorate(p.change(have.Index), l); err != nil {
 		return err
 	}
 	if l.Up && !have.Up {
@@ -273,7 +320,7 @@ func (p *place) dropLinks(names []string) error {
 		if err != nil {
 			return err
 		}
-		if strings.HasPrefix(l.Alias, plan.AliasPrefix) {
+		if l.ours() {
 			ours = append(ours, l.Index)
 		}
 	}
@@ -322,164 +369,3 @@ func ignoreGone(err error) error {
 	}
 	return err
 }
-
-// link reads one link.
-func (p *place) link(name string) (LinkInfo, error) {
-	req := p.request(unix.RTM_GETLINK, 0)
-	req.Flags &^= unix.NLM_F_ACK
-	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
-	req.AddData(nl.NewRtAttr(unix.IFLA_EXT_MASK, nl.Uint32Attr(skipStats)))
-	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
-	msgs, err := req.Execute(unix.NETLINK_ROUTE, 0)
-	if err != nil {
-		return LinkInfo{}, err
-	}
-	if len(msgs) != 1 {
-		return LinkInfo{}, fmt.Errorf("%d answers for link %s", len(msgs), name)
-	}
-	return parseLink(msgs[0])
-}
-
-// links reads all links.
-func (p *place) links() ([]LinkInfo, error) {
-	var out []LinkInfo
-	err := retryDump(func() error {
-		out = nil
-		req := p.request(unix.RTM_GETLINK, unix.NLM_F_DUMP)
-		req.Flags &^= unix.NLM_F_ACK
-		req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
-		req.AddData(nl.NewRtAttr(unix.IFLA_EXT_MASK, nl.Uint32Attr(skipStats)))
-		msgs, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
-		if err != nil {
-			return err
-		}
-		for _, m := range msgs {
-			l, err := parseLink(m)
-			if err != nil {
-				return err
-			}
-			out = append(out, l)
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	names := make(map[int]string, len(out))
-	for _, l := range out {
-		names[l.Index] = l.Name
-	}
-	for i := range out {
-		if out[i].master != 0 {
-			out[i].Master = names[out[i].master]
-		}
-	}
-	return out, nil
-}
-
-// A LinkInfo is a link as it is.
-type LinkInfo struct {
-	Name, Alias, Kind string
-	Index, MTU        int
-	MAC               berth.MAC
-	Master            string // empty from a look at one link
-	Up                bool
-
-	Addrs []netip.Prefix // from [Kernel.Links]
-
-	hairpin, isolated, noLinkLocal bool
-	master, peerIndex              int
-	group                          uint32
-	loopback                       bool
-}
-
-func parseLink(m []byte) (l LinkInfo, err error) {
-	msg := nl.DeserializeIfInfomsg(m)
-	l.Index, l.Up = int(msg.Index), msg.Flags&unix.IFF_UP != 0
-	l.loopback = msg.Flags&unix.IFF_LOOPBACK != 0
-	attrs, err := nl.ParseRouteAttr(m[msg.Len():])
-	if err != nil {
-		return l, err
-	}
-	for _, a := range attrs {
-		switch a.Attr.Type & nl.NLA_TYPE_MASK {
-		case unix.IFLA_IFNAME:
-			l.Name = text(a.Value)
-		case unix.IFLA_IFALIAS:
-			l.Alias = text(a.Value)
-		case unix.IFLA_MTU:
-			l.MTU = int(number(a.Value))
-		case unix.IFLA_ADDRESS:
-			if len(a.Value) == 6 {
-				l.MAC = berth.MAC(a.Value)
-			}
-		case unix.IFLA_MASTER:
-			l.master = int(number(a.Value))
-		case unix.IFLA_LINK:
-			l.peerIndex = int(number(a.Value))
-		case unix.IFLA_GROUP:
-			l.group = number(a.Value)
-		case unix.IFLA_LINKINFO:
-			err = l.parseInfo(a.Value)
-		case unix.IFLA_AF_SPEC:
-			err = l.parseFamilies(a.Value)
-		}
-		if err != nil {
-			return l, err
-		}
-	}
-	return l, nil
-}
-
-func (l *LinkInfo) parseInfo(b []byte) error {
-	attrs, err := nl.ParseRouteAttr(b)
-	if err != nil {
-		return err
-	}
-	for _, a := range attrs {
-		switch a.Attr.Type & nl.NLA_TYPE_MASK {
-		case nl.IFLA_INFO_KIND:
-			l.Kind = text(a.Value)
-		case nl.IFLA_INFO_SLAVE_DATA:
-			port, err := nl.ParseRouteAttr(a.Value)
-			if err != nil {
-				return err
-			}
-			for _, o := range port {
-				switch o.Attr.Type & nl.NLA_TYPE_MASK {
-				case brportMode:
-					l.hairpin = o.Value[0] == 1
-				case brportIsolated:
-					l.isolated = o.Value[0] == 1
-				}
-			}
-		}
-	}
-	return nil
-}
-
-func (l *LinkInfo) parseFamilies(b []byte) error {
-	families, err := nl.ParseRouteAttr(b)
-	if err != nil {
-		return err
-	}
-	for _, f := range families {
-		if f.Attr.Type&nl.NLA_TYPE_MASK != unix.AF_INET6 {
-			continue
-		}
-		attrs, err := nl.ParseRouteAttr(f.Value)
-		if err != nil {
-			return err
-		}
-		for _, a := range attrs {
-			if a.Attr.Type&nl.NLA_TYPE_MASK == inet6GenMode {
-				l.noLinkLocal = a.Value[0] == genModeNone
-			}
-		}
-	}
-	return nil
-}
-
-func text(b []byte) string { return strings.TrimRight(string(b), "\x00") }
-
-func number(b []byte) uint32 { return binary.NativeEndian.Uint32(b) }

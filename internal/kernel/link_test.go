@@ -67,21 +67,23 @@ func TestLinkIsBroughtToShape(t *testing.T) {
 	p := putPair(outKey, inKey, "berth:1")
 	w.apply(t, putBridge(), p)
 	was := w.index(t, outKey)
-	for name, change := range map[string]func(){
-		"MTU":        func() { p.Link.MTU, p.Inside.MTU = 1400, 1400 },
-		"isolated":   func() { p.Link.Isolated = true },
-		"no hairpin": func() { p.Link.Hairpin = false },
-		"MAC":        func() { p.Inside.MAC = berth.MAC{2, 3} },
-		"link-local": func() { p.Link.NoLinkLocal = false },
-		"down":       func() { w.host.Run(t, "ip", "link", "set", "bt1", "down") },
-		"no master":  func() { w.host.Run(t, "ip", "link", "set", "bt1", "nomaster") },
-		"its master": func() { p.Link.Master, p.Link.Isolated, p.Link.Hairpin = "", false, false },
+	for _, c := range []struct {
+		name   string
+		change func()
+	}{
+		{"MTU", func() { p.Link.MTU, p.Inside.MTU = 1400, 1400 }},
+		{"isolated", func() { p.Link.Isolated = true }},
+		{"no hairpin", func() { p.Link.Hairpin = false }},
+		{"MAC", func() { p.Inside.MAC = berth.MAC{2, 3} }},
+		{"down", func() { w.host.Run(t, "ip", "link", "set", "bt1", "down") }},
+		{"no master", func() { w.host.Run(t, "ip", "link", "set", "bt1", "nomaster") }},
+		{"its master", func() { p.Link.Master, p.Link.Isolated, p.Link.Hairpin, p.Link.NoLinkLocal = "", false, false, false }},
 	} {
-		change()
+		c.change()
 		w.apply(t, p)
 		w.check(t, p)
 		if t.Failed() {
-			t.Fatalf("after a change of %s", name)
+			t.Fatalf("after a change of %s", c.name)
 		}
 	}
 	if is := w.index(t, outKey); is != was {
@@ -152,11 +154,11 @@ func TestUnfinishedPairIsOurs(t *testing.T) {
 			p := putPair(outKey, inKey, "berth:1")
 			cut := func() {
 				s := w.session()
-				defer s.close()
-				if _, far, err := s.create(s.places[plan.Host], p); err != nil {
+				defer w.Release()
+				if _, far, err := s.create(w.Kernel.host, p); err != nil {
 					t.Fatal(err)
 				} else if named {
-					if err := far.decorate(far.index[inKey.Name], p.Inside); err != nil {
+					if err := far.finish(0, inKey.Name, p.Inside); err != nil {
 						t.Fatal(err)
 					}
 				}
@@ -220,8 +222,7 @@ func TestBothEndsDropped(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, "c1")
 	p := putPair(plan.LinkKey{Name: "bt1"}, plan.LinkKey{Name: "bt2"}, "berth:1")
-	p.Link.Master = ""
-	p.Link.Hairpin = false
+	p.Link.Master, p.Link.Hairpin, p.Link.NoLinkLocal = "", false, false
 	w.apply(t, p, plan.DropLinks{Names: []string{"bt1", "bt2"}})
 	if left, _ := w.LinkNames(plan.Host); len(left) != 1 {
 		t.Errorf("left: %v", left)

@@ -17,6 +17,8 @@ type Feature struct {
 
 // Probe looks what of the kernel is there. It changes nothing.
 func (k *Kernel) Probe() ([]Feature, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	c, err := k.firewall()
 	var nftables bool
 	if err == nil {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"net/netip"
-	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -20,8 +19,9 @@ import (
 // whose namespace is gone is empty. The ends of a veth are matched by their
 // alias among the places that are read.
 func (k *Kernel) Read(ctx context.Context, places []plan.Place, sysctls []plan.SysctlKey) (plan.State, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	s := k.session()
-	defer s.close()
 	state := plan.State{
 		Links: map[plan.LinkKey]plan.Link{}, Addrs: map[plan.AddrKey]struct{}{}, Routes: map[plan.RouteKey]plan.Route{},
 		Rules: map[plan.RuleKey]struct{}{}, Sysctls: map[plan.SysctlKey]string{},
@@ -51,7 +51,7 @@ func (k *Kernel) Read(ctx context.Context, places []plan.Place, sysctls []plan.S
 			return state, fmt.Errorf("read the kernel%s: %w", in(name), err)
 		}
 		if name != plan.Host { // a thousand open namespaces are too many
-			delete(s.places, name)
+			delete(k.places, name)
 			p.close()
 			p.ns.Close()
 		}
@@ -106,10 +106,10 @@ func (p *place) read(state *plan.State, pairs map[string][]plan.LinkKey, sysctls
 			if l.Up {
 				state.Links[key] = plan.Link{Kind: plan.Loopback, Up: true}
 			}
-		case strings.HasPrefix(l.Alias, plan.AliasPrefix):
+		case l.ours():
 			ours[l.Index] = key
 			state.Links[key] = p.planned(l)
-			if l.Kind == string(plan.VethLink) {
+			if l.Kind == string(plan.VethLink) && l.Alias != "" {
 				pairs[l.Alias] = append(pairs[l.Alias], key)
 			}
 		}
@@ -135,8 +135,8 @@ func (p *place) planned(l LinkInfo) plan.Link {
 	if out.Kind == plan.VethLink && p.name == plan.Host {
 		out.MAC = [6]byte{} // the kernel's own choice
 	}
-	if out.Kind != plan.VethLink || p.name != plan.Host {
-		out.NoLinkLocal = false // only host ends are asked to have none
+	if out.Master == "" {
+		out.NoLinkLocal = false // only ports of a bridge are asked to have none
 	}
 	return out
 }
@@ -145,36 +145,37 @@ func (p *place) readAddrs(state *plan.State, ours map[int]plan.LinkKey) error {
 	if len(ours) == 0 {
 		return nil
 	}
-	return retryDump(func() error {
-		all, err := p.h.AddrList(nil, netlink.FAMILY_ALL)
-		if err != nil {
-			return err
+	all, err := p.addrList()
+	for _, a := range all {
+		prefix := prefixOf(a.IPNet)
+		if k, ok := ours[a.LinkIndex]; ok && !prefix.Addr().IsLinkLocalUnicast() {
+			state.Addrs[plan.AddrKey{Link: k, Prefix: prefix}] = struct{}{}
 		}
-		for _, a := range all {
-			prefix := prefixOf(a.IPNet)
-			if k, ok := ours[a.LinkIndex]; ok && !prefix.Addr().IsLinkLocalUnicast() {
-				state.Addrs[plan.AddrKey{Link: k, Prefix: prefix}] = struct{}{}
-			}
-		}
-		return nil
-	})
+	}
+	return err
 }
 
 func (p *place) readRoutes(state *plan.State, names map[int]string) error {
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		err := retryDump(func() error {
-			all, err := p.h.RouteListFiltered(family, &netlink.Route{Protocol: plan.Protocol, Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
-			if err != nil {
-				return err
-			}
-			for _, r := range all {
-				k, v := p.planRoute(r, family, names)
-				state.Routes[k] = v
-			}
-			return nil
-		})
+		filter := &netlink.Route{Protocol: plan.Protocol, Table: unix.RT_TABLE_UNSPEC}
+		all, err := p.routeList(family, filter, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
 		if err != nil {
 			return err
+		}
+		for _, r := range all {
+			ways := []netlink.Route{r}
+			if len(r.MultiPath) > 0 { // IPv6 shows routes that differ in their gateways as one
+				ways = nil
+			}
+			for _, way := range r.MultiPath {
+				one := r
+				one.LinkIndex, one.Gw = way.LinkIndex, way.Gw
+				ways = append(ways, one)
+			}
+			for _, way := range ways {
+				k, v := p.planRoute(way, family, names)
+				state.Routes[k] = v
+			}
 		}
 	}
 	return nil
@@ -198,23 +199,14 @@ func (p *place) planRoute(r netlink.Route, family int, names map[int]string) (pl
 
 func (p *place) readRules(state *plan.State) error {
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		err := retryDump(func() error {
-			all, err := p.h.RuleList(family)
-			if errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) {
-				return nil // without IPv6
-			}
-			if err != nil {
-				return err
-			}
-			for _, r := range all {
-				if r.Protocol == plan.Protocol {
-					state.Rules[plan.RuleKey{Place: p.name, From: prefixOf(r.Src), Table: r.Table, Priority: r.Priority}] = struct{}{}
-				}
-			}
-			return nil
-		})
+		all, err := p.ruleList(family)
 		if err != nil {
 			return err
+		}
+		for _, r := range all {
+			if r.Protocol == plan.Protocol {
+				state.Rules[plan.RuleKey{Place: p.name, From: prefixOf(r.Src), Table: r.Table, Priority: r.Priority}] = struct{}{}
+			}
 		}
 	}
 	return nil

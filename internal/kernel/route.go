@@ -1,12 +1,14 @@
 package kernel
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"berth/internal/plan"
@@ -46,74 +48,137 @@ func familyOf(a netip.Addr) int {
 	return unix.AF_INET6
 }
 
-func (p *place) addrOn(k plan.AddrKey) (netlink.Link, *netlink.Addr, error) {
+// addrRequest makes a request about an address.
+func (p *place) addrRequest(kind, flags int, k plan.AddrKey) (*nl.NetlinkRequest, error) {
 	index, err := p.indexOf(k.Link.Name)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	a := &netlink.Addr{IPNet: ipNet(k.Prefix)}
+	req := p.request(kind, flags)
+	msg := nl.NewIfAddrmsg(familyOf(k.Prefix.Addr()))
+	msg.Index, msg.Prefixlen = uint32(index), uint8(k.Prefix.Bits())
 	if k.Prefix.Addr().Is6() {
-		a.Flags = unix.IFA_F_NODAD // nothing waits for duplicate address detection
+		msg.IfAddrmsg.Flags = unix.IFA_F_NODAD // nothing waits for duplicate address detection
 	}
-	return &netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: index, Name: k.Link.Name}}, a, nil
+	req.AddData(msg)
+	ip := k.Prefix.Addr().AsSlice()
+	req.AddData(nl.NewRtAttr(unix.IFA_LOCAL, ip))
+	req.AddData(nl.NewRtAttr(unix.IFA_ADDRESS, ip))
+	if b, ok := broadcast(k.Prefix); ok {
+		req.AddData(nl.NewRtAttr(unix.IFA_BROADCAST, b.AsSlice()))
+	}
+	return req, nil
+}
+
+// broadcast is the last address of an IPv4 subnet that has room for one.
+func broadcast(p netip.Prefix) (netip.Addr, bool) {
+	if !p.Addr().Is4() || p.Bits() > 30 {
+		return netip.Addr{}, false
+	}
+	ip := p.Addr().As4()
+	binary.BigEndian.PutUint32(ip[:], binary.BigEndian.Uint32(ip[:])|(1<<(32-p.Bits())-1))
+	return netip.AddrFrom4(ip), true
 }
 
 func (p *place) putAddr(k plan.AddrKey) error {
-	l, a, err := p.addrOn(k)
-	if err != nil {
-		return err
+	req, err := p.addrRequest(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, k)
+	if err == nil {
+		_, err = req.Execute(unix.NETLINK_ROUTE, 0)
 	}
-	return p.h.AddrReplace(l, a)
+	return err
 }
 
 func (p *place) dropAddr(k plan.AddrKey) error {
-	l, a, err := p.addrOn(k)
-	if err != nil {
-		return ignoreGone(err)
+	req, err := p.addrRequest(unix.RTM_DELADDR, 0, k)
+	if err == nil {
+		_, err = req.Execute(unix.NETLINK_ROUTE, 0)
 	}
-	return ignoreGone(p.h.AddrDel(l, a))
+	return ignoreGone(err)
 }
 
-func (p *place) route(k plan.RouteKey, v plan.Route) (*netlink.Route, error) {
+// routeRequest makes a request about a route.
+func (p *place) routeRequest(kind, flags int, k plan.RouteKey, v plan.Route) (*nl.NetlinkRequest, error) {
 	index, err := p.indexOf(k.Dev)
 	if err != nil {
 		return nil, err
 	}
-	r := &netlink.Route{
-		LinkIndex: index, Dst: ipNet(k.Dst), Table: k.Table, Priority: k.Metric,
-		Protocol: plan.Protocol, Family: familyOf(k.Dst.Addr()), Scope: netlink.SCOPE_UNIVERSE,
+	req := p.request(kind, flags)
+	msg := nl.NewRtMsg()
+	msg.Family, msg.Dst_len, msg.Protocol = uint8(familyOf(k.Dst.Addr())), uint8(k.Dst.Bits()), plan.Protocol
+	msg.Table = unix.RT_TABLE_UNSPEC // RTA_TABLE has room for the number
+	v4 := k.Dst.Addr().Is4()
+	switch {
+	case v.Local:
+		msg.Type = unix.RTN_LOCAL
+		if v4 {
+			msg.Scope = unix.RT_SCOPE_HOST
+		}
+	case v4 && !v.Gateway.IsValid():
+		msg.Scope = unix.RT_SCOPE_LINK
+	}
+	req.AddData(msg)
+	req.AddData(nl.NewRtAttr(unix.RTA_TABLE, nl.Uint32Attr(uint32(k.Table))))
+	req.AddData(nl.NewRtAttr(unix.RTA_OIF, nl.Uint32Attr(uint32(index))))
+	if k.Dst.Bits() > 0 {
+		req.AddData(nl.NewRtAttr(unix.RTA_DST, k.Dst.Masked().Addr().AsSlice()))
 	}
 	if v.Gateway.IsValid() {
-		r.Gw = v.Gateway.AsSlice()
-	} else if k.Dst.Addr().Is4() {
-		r.Scope = netlink.SCOPE_LINK
+		req.AddData(nl.NewRtAttr(unix.RTA_GATEWAY, v.Gateway.AsSlice()))
 	}
 	if v.Src.IsValid() {
-		r.Src = v.Src.AsSlice()
+		req.AddData(nl.NewRtAttr(unix.RTA_PREFSRC, v.Src.AsSlice()))
 	}
-	if v.Local {
-		r.Type = unix.RTN_LOCAL
-		if k.Dst.Addr().Is4() {
-			r.Scope = netlink.SCOPE_HOST
-		}
+	if k.Metric > 0 {
+		req.AddData(nl.NewRtAttr(unix.RTA_PRIORITY, nl.Uint32Attr(uint32(k.Metric))))
 	}
-	return r, nil
+	return req, nil
+}
+
+func (p *place) newRoute(flags int, k plan.RouteKey, v plan.Route) error {
+	req, err := p.routeRequest(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|flags, k, v)
+	if err == nil {
+		_, err = req.Execute(unix.NETLINK_ROUTE, 0)
+	}
+	return err
 }
 
 func (p *place) putRoute(k plan.RouteKey, v plan.Route) error {
-	r, err := p.route(k, v)
-	if err != nil {
+	if k.Dst.Addr().Is4() {
+		return p.newRoute(unix.NLM_F_REPLACE, k, v)
+	}
+	// IPv6 replaces by destination and metric and does not look at the link:
+	// a second network's route to ::1 would take the place of the first one's.
+	err := p.newRoute(unix.NLM_F_EXCL, k, v)
+	if !errors.Is(err, unix.EEXIST) {
 		return err
 	}
-	return p.h.RouteReplace(r)
+	ours := plan.State{Routes: map[plan.RouteKey]plan.Route{}}
+	if err := p.readRoutes(&ours, map[int]string{p.index[k.Dev]: k.Dev}); err != nil {
+		return err
+	}
+	beside := false // another link of ours leads there
+	for have := range ours.Routes {
+		beside = beside || have.Table == k.Table && have.Dst == k.Dst && have.Metric == k.Metric && have.Dev != k.Dev
+	}
+	old, stands := ours.Routes[k]
+	switch {
+	case stands && old == v:
+		return nil
+	case !beside:
+		return p.newRoute(unix.NLM_F_REPLACE, k, v)
+	}
+	if err := p.newRoute(unix.NLM_F_APPEND, k, v); err != nil || !stands {
+		return err
+	}
+	return p.dropRoute(k, old)
 }
 
 func (p *place) dropRoute(k plan.RouteKey, v plan.Route) error {
-	r, err := p.route(k, v)
-	if err != nil {
-		return ignoreGone(err)
+	req, err := p.routeRequest(unix.RTM_DELROUTE, 0, k, v)
+	if err == nil {
+		_, err = req.Execute(unix.NETLINK_ROUTE, 0)
 	}
-	return ignoreGone(p.h.RouteDel(r))
+	return ignoreGone(err)
 }
 
 func rule(k plan.RuleKey) *netlink.Rule {
@@ -123,14 +188,62 @@ func rule(k plan.RuleKey) *netlink.Rule {
 }
 
 func (p *place) putRule(k plan.RuleKey) error {
-	err := p.h.RuleAdd(rule(k))
+	h, err := p.handle()
+	if err == nil {
+		err = h.RuleAdd(rule(k))
+	}
 	if errors.Is(err, unix.EEXIST) {
 		return nil
 	}
 	return err
 }
 
-func (p *place) dropRule(k plan.RuleKey) error { return ignoreGone(p.h.RuleDel(rule(k))) }
+func (p *place) dropRule(k plan.RuleKey) error {
+	h, err := p.handle()
+	if err == nil {
+		err = h.RuleDel(rule(k))
+	}
+	return ignoreGone(err)
+}
+
+func (p *place) addrList() (all []netlink.Addr, err error) {
+	h, err := p.handle()
+	if err != nil {
+		return nil, err
+	}
+	err = retryDump(func() error {
+		all, err = h.AddrList(nil, netlink.FAMILY_ALL)
+		return err
+	})
+	return all, err
+}
+
+func (p *place) routeList(family int, filter *netlink.Route, mask uint64) (all []netlink.Route, err error) {
+	h, err := p.handle()
+	if err != nil {
+		return nil, err
+	}
+	err = retryDump(func() error {
+		all, err = h.RouteListFiltered(family, filter, mask)
+		return err
+	})
+	return all, err
+}
+
+func (p *place) ruleList(family int) (all []netlink.Rule, err error) {
+	h, err := p.handle()
+	if err != nil {
+		return nil, err
+	}
+	err = retryDump(func() error {
+		all, err = h.RuleList(family)
+		return err
+	})
+	if errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) {
+		return nil, nil // without IPv6
+	}
+	return all, err
+}
 
 // retryDump repeats a dump that was cut by a change (NLM_F_DUMP_INTR): what it
 // returned may lack or repeat entries.

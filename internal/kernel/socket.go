@@ -34,40 +34,51 @@ const (
 // inetDiagSKV6Only is INET_DIAG_SKV6ONLY (inet_diag.h).
 const inetDiagSKV6Only = 11
 
-// Listeners returns the host's sockets that wait for clients: TCP and SCTP
-// ones that listen, UDP ones that are bound and not connected.
-func (k *Kernel) Listeners() ([]Listener, error) {
-	var out []Listener
-	var sock *nl.NetlinkSocket
-	err := k.host.ns.Do(func() (err error) {
-		sock, err = nl.GetNetlinkSocketAt(vnetns.None(), vnetns.None(), unix.NETLINK_INET_DIAG)
-		return err
-	})
-	if err != nil {
-		return nil, err
+// Listeners returns the host's sockets that wait for clients, of some protocols
+// or of all: TCP and SCTP ones that listen, UDP ones that are bound and not
+// connected.
+func (k *Kernel) Listeners(protocols ...berth.Protocol) ([]Listener, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.diag == nil {
+		err := k.host.ns.Do(func() (err error) {
+			k.diag, err = nl.GetNetlinkSocketAt(vnetns.None(), vnetns.None(), unix.NETLINK_INET_DIAG)
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+		_ = k.diag.SetReceiveBufferSize(receiveBuffer, true) // best effort
 	}
-	defer sock.Close()
-	_ = sock.SetReceiveBufferSize(receiveBuffer, true)
-	sockets := map[int]*nl.SocketHandle{unix.NETLINK_INET_DIAG: {Socket: sock}}
-	for _, q := range []struct {
-		protocol berth.Protocol
-		number   uint8
-		state    uint
-	}{{berth.TCP, unix.IPPROTO_TCP, stateListen}, {berth.UDP, unix.IPPROTO_UDP, stateClose}, {berth.SCTP, unix.IPPROTO_SCTP, stateListen}} {
+	if len(protocols) == 0 {
+		protocols = []berth.Protocol{berth.TCP, berth.UDP, berth.SCTP}
+	}
+	var out []Listener
+	sockets := map[int]*nl.SocketHandle{unix.NETLINK_INET_DIAG: {Socket: k.diag}}
+	for _, protocol := range protocols {
+		q := queries[protocol]
 		for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
 			var got []Listener
 			err := retryDump(func() (err error) {
-				got, err = listeners(sockets, q.protocol, q.number, family, q.state)
+				got, err = listeners(sockets, protocol, q.number, family, q.state)
 				return err
 			})
 			// A protocol whose module is not loaded has no sockets.
 			if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) {
-				return nil, fmt.Errorf("list %s sockets: %w", q.protocol, err)
+				return nil, fmt.Errorf("list %s sockets: %w", protocol, err)
 			}
 			out = append(out, got...)
 		}
 	}
 	return out, nil
+}
+
+// queries are the sockets of a protocol that wait for clients.
+var queries = map[berth.Protocol]struct {
+	number uint8
+	state  uint
+}{
+	berth.TCP: {unix.IPPROTO_TCP, stateListen}, berth.UDP: {unix.IPPROTO_UDP, stateClose}, berth.SCTP: {unix.IPPROTO_SCTP, stateListen},
 }
 
 // diagRequest is struct inet_diag_req_v2 with an empty socket id.

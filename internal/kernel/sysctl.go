@@ -2,10 +2,15 @@ package kernel
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
+	"berth"
 	"berth/internal/plan"
 )
 
@@ -26,15 +31,45 @@ func (p *place) sysctl(path string) (value string, err error) {
 // inside the namespace.
 func setSysctl(path, value string) error {
 	b, err := os.ReadFile(root + path)
-	if errors.Is(err, fs.ErrNotExist) && strings.HasPrefix(path, "net/ipv6/") {
-		if _, err := os.Stat(root + "net/ipv6"); errors.Is(err, fs.ErrNotExist) {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return missing(path, value, exists)
+	case err == nil && strings.TrimSpace(string(b)) != value:
+		err = os.WriteFile(root+path, []byte(value), 0)
+	}
+	var file *fs.PathError
+	if errors.As(err, &file) {
+		err = file.Err // whoever asks knows the path
+	}
+	return err
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(root + path)
+	return err == nil
+}
+
+// missing says what it means that a sysctl is not there.
+func missing(path, value string, exists func(string) bool) error {
+	switch {
+	case strings.HasPrefix(path, "net/ipv6/") && !exists("net/ipv6"):
+		if value == closedValue(path) || believesRA(path, value) {
 			return nil // without IPv6 all of it is closed
 		}
+		return fmt.Errorf("IPv6 is off: %w", berth.ErrUnsupported)
+	case exists(filepath.Dir(path)):
+		return unix.ENOENT
+	case strings.HasSuffix(path, "/route_localnet") && value == "0", believesRA(path, value):
+		// Its link is gone: what closes is closed, and uplinks come and go.
+		return nil
 	}
-	if err != nil || strings.TrimSpace(string(b)) == value {
-		return err
-	}
-	return os.WriteFile(root+path, []byte(value), 0)
+	return unix.ENOENT
+}
+
+// believesRA reports whether a sysctl lets an uplink go on believing router
+// advertisements. It is the one sysctl of links that are not Berth's.
+func believesRA(path, value string) bool {
+	return strings.HasSuffix(path, "/accept_ra") && value != "0"
 }
 
 // readSysctls reads several, on one thread inside the namespace.
@@ -43,10 +78,7 @@ func (p *place) readSysctls(state *plan.State, paths []string) error {
 		return nil
 	}
 	return p.ns.Do(func() error {
-		off := false
-		if _, err := os.Stat(root + "net/ipv6"); errors.Is(err, fs.ErrNotExist) {
-			off = true
-		}
+		off := !exists("net/ipv6")
 		for _, path := range paths {
 			b, err := os.ReadFile(root + path)
 			k := plan.SysctlKey{Place: p.name, Path: path}
@@ -73,8 +105,9 @@ func closedValue(path string) string {
 
 // Sysctl reads a sysctl of a place, by its path below /proc/sys.
 func (k *Kernel) Sysctl(name plan.Place, path string) (string, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	s := k.session()
-	defer s.close()
 	p, err := s.place(name)
 	if err != nil {
 		return "", err

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -16,6 +17,7 @@ import (
 type NS struct {
 	file   *os.File // kept referenced: its finalizer would end the namespace
 	cookie uint64
+	users  atomic.Int32 // that will Close it, beside the first
 }
 
 // Current opens the namespace of the calling thread.
@@ -60,8 +62,20 @@ func cookie() (uint64, error) {
 	return unix.GetsockoptUint64(s, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
 }
 
-// Close lets go of the namespace.
-func (n *NS) Close() error { return n.file.Close() }
+// Share returns n for one more user, who closes it too. It saves opening the
+// namespace again.
+func (n *NS) Share() *NS {
+	n.users.Add(1)
+	return n
+}
+
+// Close lets go of the namespace, with its last user.
+func (n *NS) Close() error {
+	if n.users.Add(-1) >= 0 {
+		return nil
+	}
+	return n.file.Close()
+}
 
 // FD is the open file of the namespace, valid until Close.
 func (n *NS) FD() int { return int(n.file.Fd()) }

@@ -131,12 +131,19 @@ func decode(parts []part, b []byte) (string, error) {
 	return strings.Join(words, " . "), nil
 }
 
+// longestComment bounds a comment with room to spare: the kernel takes 255
+// bytes with their frame, and perMessage counts on it.
+const longestComment = 200
+
 // elements are what the kernel keeps for one element: two for an interval, its
 // start and its end, which is the first address behind it.
 func elements(e plan.Element) ([]nftables.SetElement, error) {
 	s, ok := shapes[e.Set]
 	if !ok {
 		return nil, fmt.Errorf("no set %s", e.Set)
+	}
+	if len(e.Comment) > longestComment {
+		return nil, fmt.Errorf("element %s { %s }: a comment of %d bytes is too long", e.Set, e.Key, len(e.Comment))
 	}
 	if s.interval {
 		return intervalElements(s, e)
@@ -226,23 +233,26 @@ func encodePrefixed(parts []part, text string) (key, end []byte, err error) {
 	return key, end, err
 }
 
-// read turns the kernel's elements of one set into ours.
+// readAll turns the kernel's elements of one set into ours.
 func (s shape) readAll(set string, all []nftables.SetElement, put func(plan.ElemKey, nftables.SetElement, plan.Elem)) error {
 	if s.interval {
 		return s.readIntervals(set, all, put)
 	}
 	for _, el := range all {
+		if len(el.Key) == 0 { // the library cannot delete what matches everything
+			return fmt.Errorf("somebody else's element: run nft delete element inet berth %s '{ * }'", set)
+		}
 		text, err := decode(s.key, el.Key)
-		if err == nil && s.prefixed && len(el.KeyEnd) > 0 {
+		if err == nil && s.prefixed {
 			text, err = s.prefixOf(el)
 		}
 		if err != nil {
-			return fmt.Errorf("read set %s: %w", set, err)
+			return err
 		}
 		e := plan.Elem{Comment: el.Comment}
 		if s.value != nil {
 			if e.Value, err = decode(s.value, el.Val); err != nil {
-				return fmt.Errorf("read map %s: %w", set, err)
+				return err
 			}
 		}
 		put(plan.ElemKey{Set: set, Key: text}, el, e)
@@ -253,7 +263,10 @@ func (s shape) readAll(set string, all []nftables.SetElement, put func(plan.Elem
 func (s shape) prefixOf(el nftables.SetElement) (string, error) {
 	size := s.key[0].size
 	from, _ := netip.AddrFromSlice(el.Key[:size])
-	to, _ := netip.AddrFromSlice(el.KeyEnd[:size])
+	to := from // somebody else's: a single address has no end
+	if len(el.KeyEnd) >= size {
+		to, _ = netip.AddrFromSlice(el.KeyEnd[:size])
+	}
 	rest, err := decode(s.key[1:], el.Key[padded(size):])
 	return asSpan(from, to) + " . " + rest, err
 }
@@ -269,7 +282,7 @@ func (s shape) readIntervals(set string, all []nftables.SetElement, put func(pla
 		}
 		from, ok := netip.AddrFromSlice(el.Key)
 		if !ok {
-			return fmt.Errorf("read set %s: % x is no address", set, el.Key)
+			return fmt.Errorf("% x is no address: if it is an element *, run nft delete element inet berth %s '{ * }'", el.Key, set)
 		}
 		to := last(netip.PrefixFrom(from, 0))
 		if i+1 < len(sorted) {

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/google/nftables"
@@ -94,30 +95,12 @@ func (c *Conn) Generation() (uint32, error) {
 	if err := c.ready(); err != nil {
 		return 0, err
 	}
-	replies, err := c.sock.Execute(netlink.Message{
-		Header: netlink.Header{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETGEN, Flags: netlink.Request},
-		Data:   []byte{unix.AF_UNSPEC, unix.NFNETLINK_V0, 0, 0},
-	})
+	gen, err := c.generation()
 	if err != nil {
 		c.giveUp()
 		return 0, explain("read the firewall's generation", err)
 	}
-	for _, r := range replies {
-		if len(r.Data) < 4 {
-			continue
-		}
-		ad, err := netlink.NewAttributeDecoder(r.Data[4:])
-		if err != nil {
-			return 0, err
-		}
-		for ad.Next() {
-			if ad.Type() == unix.NFTA_GEN_ID {
-				b := ad.Bytes()
-				return uint32(b[0])<<24 | uint32(b[1])<<16 | uint32(b[2])<<8 | uint32(b[3]), nil
-			}
-		}
-	}
-	return 0, errors.New("read the firewall's generation: no answer")
+	return gen, nil
 }
 
 // perMessage bounds the elements of one message: their list is one attribute
@@ -154,14 +137,25 @@ func (c *Conn) Apply(t plan.Transaction, store string) error {
 		c.giveUp() // what is queued must not go with the next
 		return fmt.Errorf("change the firewall: %w", err)
 	}
-	if err := c.nft.Flush(); err != nil {
-		err = explain("change the firewall", err)
-		if !errors.Is(err, unix.EEXIST) && !errors.Is(err, unix.ENOENT) {
-			c.giveUp()
-		}
-		return err
+	return c.flushed(t, c.nft.Flush())
+}
+
+// flushed says what the end of a transaction means.
+func (c *Conn) flushed(t plan.Transaction, err error) error {
+	if err == nil {
+		return nil
 	}
-	return nil
+	// Only where a message was refused is the connection still in step.
+	if !errors.Is(err, unix.EEXIST) && !errors.Is(err, unix.ENOENT) {
+		c.giveUp()
+	}
+	if t.Rebuild && len(t.Drop) == 0 {
+		// The transaction made all it names: what it missed is in the kernel.
+		if lacks := c.lacking(features); len(lacks) > 0 {
+			return fmt.Errorf("change the firewall: this kernel has no %s: %w (%w)", strings.Join(lacks, ", "), berth.ErrUnsupported, err)
+		}
+	}
+	return explain("change the firewall", err)
 }
 
 // each hands elements to do by set and in portions.
@@ -190,8 +184,11 @@ func each(all []plan.Element, do func(*nftables.Set, []nftables.SetElement) erro
 // Read returns all elements of the table, none if there is no table.
 func (c *Conn) Read() (map[plan.ElemKey]plan.Elem, error) {
 	out := map[plan.ElemKey]plan.Elem{}
-	err := c.read(func(*nftables.Set) bool { return true }, func(k plan.ElemKey, _ nftables.SetElement, e plan.Elem) {
-		out[k] = e
+	err := c.read(func() error {
+		clear(out)
+		return c.readSets(func(*nftables.Set) bool { return true }, func(k plan.ElemKey, _ nftables.SetElement, e plan.Elem) {
+			out[k] = e
+		})
 	})
 	return out, err
 }
@@ -202,42 +199,48 @@ type Counter struct{ Packets, Bytes uint64 }
 // Counters returns what was counted at the networks' borders, by element.
 func (c *Conn) Counters() (map[plan.ElemKey]Counter, error) {
 	out := map[plan.ElemKey]Counter{}
-	err := c.read(func(s *nftables.Set) bool { return s.Counter }, func(k plan.ElemKey, el nftables.SetElement, _ plan.Elem) {
-		if el.Counter != nil {
-			out[k] = Counter{el.Counter.Packets, el.Counter.Bytes}
-		}
+	err := c.read(func() error {
+		clear(out)
+		return c.readSets(func(s *nftables.Set) bool { return s.Counter }, func(k plan.ElemKey, el nftables.SetElement, _ plan.Elem) {
+			if el.Counter != nil {
+				out[k] = Counter{el.Counter.Packets, el.Counter.Bytes}
+			}
+		})
 	})
 	return out, err
 }
 
-func (c *Conn) read(which func(*nftables.Set) bool, put func(plan.ElemKey, nftables.SetElement, plan.Elem)) error {
+func (c *Conn) read(sets func() error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err := c.ready(); err != nil {
 		return err
 	}
-	// Only what is there is asked for: the library hides the errno of a set
-	// that is not.
-	there, err := c.nft.GetSets(table)
+	err := c.steady(sets)
 	if err != nil {
-		if absent, lerr := c.absent(); lerr == nil && absent {
-			return nil
-		}
 		c.giveUp()
-		return explain("read the firewall's sets", err)
+		return explain("read the firewall's elements", err)
 	}
-	for _, s := range there {
-		own := setNamed(s.Name)
-		if own == nil || !which(own) {
+	return nil
+}
+
+func (c *Conn) readSets(which func(*nftables.Set) bool, put func(plan.ElemKey, nftables.SetElement, plan.Elem)) error {
+	there, err := c.kernelSets(table)
+	if err != nil {
+		return err
+	}
+	for _, s := range sets {
+		// A set of another shape is read by nobody: the table is not exact and
+		// is made anew.
+		if h, ok := there[s.Name]; !ok || !which(s) || !sameSet(s, h) {
 			continue
 		}
-		all, err := c.elements(own)
+		all, err := c.elements(s)
 		if err == nil {
 			err = shapes[s.Name].readAll(s.Name, all, put)
 		}
 		if err != nil {
-			c.giveUp()
-			return explain("read set "+s.Name, err)
+			return fmt.Errorf("set %s: %w", s.Name, err)
 		}
 	}
 	return nil
@@ -273,17 +276,6 @@ func (c *Conn) elements(s *nftables.Set) ([]nftables.SetElement, error) {
 	return nil, fmt.Errorf("set %s does not stand still: %w", s.Name, berth.ErrDrifted)
 }
 
-// absent reports whether there is no table.
-func (c *Conn) absent() (bool, error) {
-	all, err := c.nft.ListTablesOfFamily(table.Family)
-	for _, t := range all {
-		if t.Name == table.Name {
-			return false, nil
-		}
-	}
-	return err == nil, err
-}
-
 func byAddress(all []nftables.SetElement) {
 	slices.SortFunc(all, func(a, b nftables.SetElement) int {
 		if c := bytes.Compare(a.Key, b.Key); c != 0 {
@@ -300,29 +292,33 @@ func byAddress(all []nftables.SetElement) {
 	})
 }
 
-// explain says what an error of nf_tables means. The library joins one error
-// for each message of a batch; only the first is a cause.
+// explain says what an error of nf_tables means.
 func explain(doing string, err error) error {
 	if err == nil {
 		return nil
 	}
-	for _, known := range []struct {
-		errno unix.Errno
-		say   string
-		is    error
-	}{
-		{unix.EPERM, "it needs root (CAP_NET_ADMIN)", os.ErrPermission},
-		{unix.ENOENT, "somebody else changed table inet berth", berth.ErrDrifted},
-		{unix.EEXIST, "somebody else changed table inet berth", berth.ErrDrifted},
-		{unix.ERESTART, "somebody else changed the firewall at the same time", berth.ErrDrifted},
-		{unix.ENOBUFS, "its answer was lost", berth.ErrDrifted},
-		{unix.EPROTONOSUPPORT, "this kernel has no nf_tables", berth.ErrUnsupported},
-		{unix.EOPNOTSUPP, "this kernel lacks a part of nf_tables", berth.ErrUnsupported},
-		{unix.EAFNOSUPPORT, "this kernel lacks nf_tables for inet", berth.ErrUnsupported},
-	} {
-		if errors.Is(err, known.errno) {
-			return fmt.Errorf("%s: %s: %w (%w)", doing, known.say, known.is, known.errno)
-		}
+	// The library joins one error for each refused message of a batch, in their
+	// order; what comes behind the first follows from it.
+	var first unix.Errno
+	if !errors.As(err, &first) {
+		return fmt.Errorf("%s: %w", doing, err)
 	}
-	return fmt.Errorf("%s: %w", doing, err)
+	say, is := "", error(nil)
+	switch first {
+	case unix.EPERM, unix.EACCES:
+		say, is = "needs root (CAP_NET_ADMIN)", os.ErrPermission
+	case unix.ENOENT, unix.EEXIST:
+		say, is = "somebody else changed table inet berth", berth.ErrDrifted
+	case unix.ERESTART:
+		say, is = "somebody else changed the firewall at the same time", berth.ErrDrifted
+	case unix.ENOBUFS, unix.ETIMEDOUT, unix.EAGAIN, unix.EINTR:
+		say, is = "the kernel's answer was lost", berth.ErrDrifted
+	case unix.EPROTONOSUPPORT:
+		say, is = "this kernel has no nf_tables", berth.ErrUnsupported
+	case unix.EOPNOTSUPP, unix.EAFNOSUPPORT:
+		say, is = "this kernel lacks a part of nf_tables", berth.ErrUnsupported
+	default:
+		return fmt.Errorf("%s: %w", doing, err)
+	}
+	return fmt.Errorf("%s: %s: %w (%w)", doing, say, is, first)
 }

@@ -1,11 +1,16 @@
 package nft
 
 import (
-	"fmt"
+	"encoding/binary"
+	"maps"
 	"reflect"
+	"slices"
+	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
+	"github.com/google/nftables/userdata"
+	"golang.org/x/sys/unix"
 )
 
 // A Table is what is known of table inet berth without its elements.
@@ -24,74 +29,104 @@ func (c *Conn) Table() (Table, error) {
 	if err := c.ready(); err != nil {
 		return Table{}, err
 	}
-	t, err := c.look()
+	var t Table
+	err := c.steady(func() (err error) {
+		t, err = c.look()
+		return err
+	})
 	if err != nil {
 		c.giveUp()
-		return t, explain("read the firewall's rules", err)
+		return Table{}, explain("read the firewall's rules", err)
 	}
 	return t, nil
 }
 
 func (c *Conn) look() (t Table, err error) {
-	all, err := c.nft.ListChainsOfTableFamily(table.Family)
-	if err != nil {
-		return t, err
-	}
-	have := map[string]*nftables.Chain{}
-	for _, ch := range all {
-		if ch.Table.Name == table.Name {
-			have[ch.Name] = ch
-		}
-	}
-	absent, err := c.absent()
-	if err != nil || absent {
+	flags, ok, err := c.tableFlags(table)
+	if err != nil || !ok {
 		return t, err
 	}
 	t.Present = true
-	named, err := c.nft.GetSets(table)
+	chainsThere, err := c.ownChains()
 	if err != nil {
 		return t, err
 	}
-	t.Exact = sameSets(named)
-	want := chains()
-	t.Exact = t.Exact && len(have) == len(want)
-	for i := range want {
-		ch, ok := have[want[i].Name]
-		if !ok {
-			t.Exact = false
-			continue
+	setsThere, err := c.kernelSets(table)
+	if err != nil {
+		return t, err
+	}
+	rules, err := c.kernelRules(table)
+	if err != nil {
+		return t, err
+	}
+	for _, r := range rules["refuse"] {
+		if id, ok := storeOf(r.userData); ok {
+			t.Store = id
 		}
-		rules, err := c.nft.GetRules(table, ch)
+	}
+	// A dormant table is whole and does nothing.
+	t.Exact = flags&unix.NFT_TABLE_F_DORMANT == 0 && sameSets(setsThere)
+	want := chains()
+	t.Exact = t.Exact && len(chainsThere) == len(want)
+	for i := range want {
+		if !t.Exact {
+			return t, nil
+		}
+		ch, ok := chainsThere[want[i].Name]
+		t.Exact = ok && sameChain(&want[i].Chain, ch)
+		if t.Exact {
+			t.Exact, err = c.sameRules(want[i].rules, rules[ch.Name])
+		}
 		if err != nil {
 			return t, err
-		}
-		t.Exact = t.Exact && sameChain(&want[i].Chain, ch) && sameRules(want[i].rules, rules)
-		for _, r := range rules {
-			if id, ok := storeOf(r); ok && ch.Name == "refuse" {
-				t.Store = id
-			}
 		}
 	}
 	return t, nil
 }
 
-func sameSets(have []*nftables.Set) bool {
-	byName := map[string]*nftables.Set{}
-	for _, s := range have {
-		if !s.Anonymous {
-			byName[s.Name] = s
+func (c *Conn) ownChains() (map[string]*nftables.Chain, error) {
+	all, err := c.nft.ListChainsOfTableFamily(table.Family)
+	out := map[string]*nftables.Chain{}
+	for _, ch := range all {
+		if ch.Table.Name == table.Name {
+			out[ch.Name] = ch
 		}
 	}
-	if len(byName) != len(sets) {
+	return out, err
+}
+
+func sameSets(have map[string]kernelSet) bool {
+	named := maps.Clone(have)
+	maps.DeleteFunc(named, func(_ string, s kernelSet) bool { return s.flags&unix.NFT_SET_ANONYMOUS != 0 })
+	if len(named) != len(sets) {
 		return false
 	}
 	for _, w := range sets {
-		h, ok := byName[w.Name]
-		if !ok || h.IsMap != w.IsMap || h.Interval != w.Interval || h.KeyType.Bytes != w.KeyType.Bytes {
+		h, ok := named[w.Name]
+		if !ok || !sameSet(w, h) {
 			return false
 		}
 	}
 	return true
+}
+
+func sameSet(w *nftables.Set, h kernelSet) bool {
+	flags := uint32(0)
+	for bit, on := range map[uint32]bool{unix.NFT_SET_INTERVAL: w.Interval, unix.NFT_SET_MAP: w.IsMap, flagConcat: w.Concatenation} {
+		if on {
+			flags |= bit
+		}
+	}
+	if !w.Concatenation {
+		h.flags &^= flagConcat // nft sets it on every concatenation
+	}
+	if h.flags != flags || h.size != 0 || h.keyType != w.KeyType.GetNFTMagic() || h.keyLen != w.KeyType.Bytes {
+		return false
+	}
+	if w.IsMap && (h.dataType != w.DataType.GetNFTMagic() || h.dataLen != w.DataType.Bytes) {
+		return false
+	}
+	return w.Counter && slices.Equal(h.exprs, []string{"counter"}) || !w.Counter && len(h.exprs) == 0
 }
 
 func sameChain(want, have *nftables.Chain) bool {
@@ -105,33 +140,54 @@ func same[T comparable](a, b *T) bool {
 	return *a == *b
 }
 
-func sameRules(want [][]expr.Any, have []*nftables.Rule) bool {
+func (c *Conn) sameRules(want [][]expr.Any, have []kernelRule) (bool, error) {
 	if len(want) != len(have) {
-		return false
+		return false, nil
 	}
 	for i, w := range want {
-		if len(w) != len(have[i].Exprs) {
-			return false
+		if len(w) != len(have[i].exprs) {
+			return false, nil
 		}
 		for j := range w {
-			if !reflect.DeepEqual(plain(w[j]), plain(have[i].Exprs[j])) {
-				return false
+			h := have[i].exprs[j]
+			if !reflect.DeepEqual(plain(w[j]), plain(h)) {
+				return false, nil
+			}
+			if l, ok := w[j].(*expr.Lookup); ok && l.SetID != 0 {
+				if ok, err := c.sameAnonymous(l.SetID, h.(*expr.Lookup).SetName); !ok {
+					return false, err
+				}
 			}
 		}
 	}
-	return true
+	return true, nil
+}
+
+// sameAnonymous reports whether an anonymous set holds the types of ours.
+func (c *Conn) sameAnonymous(id uint32, name string) (bool, error) {
+	all, err := c.nft.GetSetElements(&nftables.Set{Table: table, Name: name})
+	var have []uint32
+	for _, e := range all {
+		if len(e.Key) != 4 {
+			return false, err
+		}
+		have = append(have, binary.NativeEndian.Uint32(e.Key))
+	}
+	slices.Sort(have)
+	want := slices.Sorted(slices.Values(anonymousTypes[id]))
+	return slices.Equal(have, want), err
 }
 
 // plain takes out of an expression what differs between what is written and
 // what is read back.
-func plain(e expr.Any) any {
+func plain(e any) any {
 	switch e := e.(type) {
 	case *expr.Counter:
 		return expr.Counter{}
 	case *expr.Lookup:
 		l := *e
 		l.SetID = 0
-		if len(l.SetName) > 5 && l.SetName[:5] == "__set" {
+		if strings.HasPrefix(l.SetName, "__set") {
 			l.SetName = "__set"
 		}
 		return l
@@ -139,8 +195,17 @@ func plain(e expr.Any) any {
 		p := *e
 		p.OperationType = 0
 		return p
-	case *expr.Ct:
-		return fmt.Sprint(e.Key, e.Register)
+	case expr.Any:
+		return reflect.ValueOf(e).Elem().Interface()
 	}
-	return reflect.ValueOf(e).Elem().Interface()
+	return e
+}
+
+// storeOf reads the store's id back from the comment of a rule.
+func storeOf(userData []byte) (string, bool) {
+	c, ok := userdata.GetString(userData, userdata.TypeComment)
+	if !ok {
+		return "", false
+	}
+	return strings.CutPrefix(c, storeComment)
 }

@@ -2,7 +2,6 @@ package nft
 
 import (
 	_ "embed"
-	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -184,30 +183,33 @@ func masquerade() []expr.Any { return []expr.Any{&expr.Masq{}} }
 // loopback is "lo" as the kernel compares it.
 var loopback = append([]byte("lo"), make([]byte, 14)...)
 
-// Types of rtnetlink.h for fib.
-var (
-	typesDeaf   = []uint32{unix.RTN_BROADCAST, unix.RTN_MULTICAST, unix.RTN_ANYCAST}
-	typesClosed = []uint32{unix.RTN_LOCAL, unix.RTN_BROADCAST, unix.RTN_MULTICAST, unix.RTN_ANYCAST}
+// The anonymous sets' ids, above those of sets.
+const (
+	idDeaf   = 101
+	idClosed = 102
 )
 
+// anonymousTypes are what the anonymous sets hold: types of rtnetlink.h for
+// fib.
+var anonymousTypes = map[uint32][]uint32{
+	idDeaf:   {unix.RTN_BROADCAST, unix.RTN_MULTICAST, unix.RTN_ANYCAST},
+	idClosed: {unix.RTN_LOCAL, unix.RTN_BROADCAST, unix.RTN_MULTICAST, unix.RTN_ANYCAST},
+}
+
 // anonymous makes a set of fib types that lives with its rule. The rules name
-// it by id; id is above those of sets.
-func anonymous(id uint32, types []uint32) (*nftables.Set, []nftables.SetElement) {
+// it by id.
+func anonymous(id uint32) (*nftables.Set, []nftables.SetElement) {
 	s := &nftables.Set{
 		Table: table, ID: id, Name: "__set%d", Anonymous: true, Constant: true, KeyType: nftables.TypeFIBAddr,
 		KeyByteOrder: binaryutil.NativeEndian,
 	}
+	types := anonymousTypes[id]
 	elems := make([]nftables.SetElement, len(types))
 	for i, t := range types {
 		elems[i] = nftables.SetElement{Key: native32(t)}
 	}
 	return s, elems
 }
-
-const (
-	idDeaf   = 101
-	idClosed = 102
-)
 
 func notInAnonymous(id uint32) []expr.Any {
 	return []expr.Any{&expr.Lookup{SourceRegister: reg1, SetName: "__set%d", SetID: id, Invert: true}}
@@ -293,11 +295,8 @@ func build(c *nftables.Conn, store string) error {
 			return err
 		}
 	}
-	for _, a := range []struct {
-		id    uint32
-		types []uint32
-	}{{idDeaf, typesDeaf}, {idClosed, typesClosed}} {
-		s, elems := anonymous(a.id, a.types)
+	for _, id := range []uint32{idDeaf, idClosed} {
+		s, elems := anonymous(id)
 		if err := c.AddSet(s, elems); err != nil {
 			return err
 		}
@@ -316,13 +315,4 @@ func build(c *nftables.Conn, store string) error {
 		}
 	}
 	return nil
-}
-
-// storeOf reads the store's id back from the comment of a rule.
-func storeOf(r *nftables.Rule) (string, bool) {
-	c, ok := userdata.GetString(r.UserData, userdata.TypeComment)
-	if !ok {
-		return "", false
-	}
-	return strings.CutPrefix(c, storeComment)
 }

@@ -93,43 +93,41 @@ type file struct {
 
 // open opens the file for one transaction. It returns an error that matches
 // [os.ErrNotExist] if there is none.
-func (l layout) open(writable bool) (*file, error) {
-	info, err := os.Stat(l.path())
+func (f *file) open(writable bool) error {
+	info, err := os.Stat(f.path())
 	if err != nil {
-		return nil, err
+		return err
 	}
 	// bbolt takes an empty file for a new one. Ours get their name when they
 	// are complete, so an empty one has lost what was in it.
 	if info.Size() < int64(4*os.Getpagesize()) {
-		return nil, l.damaged(fmt.Sprintf("it has %d bytes", info.Size()))
+		return f.damaged(fmt.Sprintf("it has %d bytes", info.Size()))
 	}
-	f := &file{layout: l}
-	f.db, err = bolt.Open(l.path(), 0o600, l.options(f, writable))
-	if err != nil {
-		return f, l.openError(err)
+	if f.db, err = bolt.Open(f.path(), 0o600, f.options(writable)); err != nil {
+		return f.openError(err)
 	}
 	f.db.AllocSize = 64 << 10
 	if f.tx, err = f.db.Begin(writable); err != nil {
-		return f, l.openError(err)
+		return f.openError(err)
 	}
 	if f.tx.Size() > info.Size() {
-		return f, l.damaged(fmt.Sprintf("it has %d of %d bytes", info.Size(), f.tx.Size()))
+		return f.damaged(fmt.Sprintf("it has %d of %d bytes", info.Size(), f.tx.Size()))
 	}
-	return f, nil
+	return nil
 }
 
 // options open the file without the O_CREATE of bbolt, and keep hold of it for
 // [file.abandon].
-func (l layout) options(f *file, writable bool) *bolt.Options {
+func (f *file) options(writable bool) *bolt.Options {
 	return &bolt.Options{
 		ReadOnly: !writable,
-		NoSync:   !l.sync,
+		NoSync:   !f.sync,
 		// Our own lock is held, so this only waits for a foreign program.
 		Timeout: 10 * time.Second,
 		// The free list is written: without, bbolt walks the whole file at
 		// every open.
 		NoFreelistSync: false,
-		NoGrowSync:     !l.sync,
+		NoGrowSync:     !f.sync,
 		OpenFile: func(path string, flag int, mode os.FileMode) (*os.File, error) {
 			var err error
 			f.f, err = os.OpenFile(path, flag&^os.O_CREATE, mode)
@@ -138,18 +136,18 @@ func (l layout) options(f *file, writable bool) *bolt.Options {
 	}
 }
 
-func (l layout) openError(err error) error {
+func (f *file) openError(err error) error {
 	switch {
 	case errors.Is(err, bolterrors.ErrTimeout):
-		return fmt.Errorf("read %s: another program holds it open", l.path())
+		return fmt.Errorf("read %s: another program holds it open", f.path())
 	case errors.Is(err, bolterrors.ErrInvalid), errors.Is(err, bolterrors.ErrChecksum), errors.Is(err, bolterrors.ErrVersionMismatch):
-		return l.damaged(err)
+		return f.damaged(err)
 	}
 	var path *os.PathError
 	if errors.As(err, &path) {
 		return err // it has the path
 	}
-	return fmt.Errorf("read %s: %w", l.path(), err)
+	return fmt.Errorf("read %s: %w", f.path(), err)
 }
 
 // check looks at the file's schema and, if it can write, brings it forward.

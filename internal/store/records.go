@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 
 	"berth"
@@ -377,3 +379,22 @@ func cut(s string) string {
 	}
 	return s
 }
+
+// Generation returns what SetGeneration kept: the number of the firewall's last
+// commit that was ours; 0 if none was. It needs no transaction.
+func (s *Store) Generation() uint32 {
+	b, err := os.ReadFile(s.generationPath())
+	if err != nil || len(b) != 4 {
+		return 0
+	}
+	return binary.BigEndian.Uint32(b)
+}
+
+// SetGeneration keeps a number until the next reboot. It is a hint that saves
+// a look at the rules, so a lost or stale one does no harm; that is why it is a
+// file of its own and no record: every change would pay a second transaction.
+func (s *Store) SetGeneration(n uint32) error {
+	return os.WriteFile(s.generationPath(), binary.BigEndian.AppendUint32(nil, n), 0o600)
+}
+
+func (s *Store) generationPath() string { return filepath.Join(s.run.dir, "generation") }

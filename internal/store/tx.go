@@ -48,7 +48,7 @@ func (tx *Tx) guard(fn func() error) (err error) {
 		if p == nil {
 			return
 		}
-		if !fromBolt(p) {
+		if _, ok := p.(missing); !ok && !fromBolt(p) {
 			panic(p)
 		}
 		err = tx.at.damaged(p)
@@ -57,6 +57,11 @@ func (tx *Tx) guard(fn func() error) (err error) {
 	done = true
 	return err
 }
+
+// A missing is the panic for a bucket that every file of the schema has.
+type missing string
+
+func (m missing) String() string { return "no bucket " + string(m) }
 
 // fromBolt reports whether a panic that is being recovered began in bbolt or
 // is a fault of its mapping.
@@ -85,17 +90,18 @@ func fromBolt(p any) bool {
 
 // open opens one file. It returns nil if there is none.
 func (tx *Tx) open(l layout, writable bool) (*file, error) {
-	tx.at = l
-	f, err := l.open(writable)
+	f := &file{layout: l}
+	tx.at, tx.opening = l, f
+	err := f.open(writable)
 	tx.opening = nil
-	if err != nil {
-		f.close()
-		if errors.Is(err, os.ErrNotExist) {
-			return nil, nil
-		}
-		return nil, err
+	if err == nil {
+		return f, nil
 	}
-	return f, nil
+	f.close()
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	return nil, err
 }
 
 // openRun opens the run store. One of another boot is as good as none: what it
@@ -161,7 +167,7 @@ func (tx *Tx) openRootToWrite() error {
 		return bolterrors.ErrTxNotWritable
 	}
 	tx.root.close()
-	tx.root = nil
+	tx.root, tx.rootOpened = nil, false
 	f, err := tx.open(tx.s.root, true)
 	if f == nil && err == nil {
 		if err = tx.s.root.create(func(*bolt.Bucket) error { return nil }); err == nil {
@@ -230,7 +236,7 @@ func (tx *Tx) bucket(f *file, name []byte) bucket {
 	tx.at = f.layout
 	b := f.tx.Bucket(name)
 	if b == nil {
-		panic("no bucket " + string(name)) // unreachable in a file of our schema
+		panic(missing(name))
 	}
 	b.FillPercent = 0.9 // keys come mostly in order
 	return bucket{b, f, tx}
