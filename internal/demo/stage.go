@@ -178,7 +178,7 @@ func (s *stage) sign(pretty, plain string) string {
 // reaches expects that a try succeeds.
 func (s *stage) reaches(what string, t try) {
 	if err := t(enough); err != nil {
-		s.expect(false, what+": "+err.Error())
+		s.expect(false, what+" ("+err.Error()+")")
 		return
 	}
 	s.expect(true, what)
@@ -188,13 +188,13 @@ func (s *stage) reaches(what string, t try) {
 // there. Any other failure proves nothing.
 func (s *stage) misses(what string, t try) {
 	err := t(brief)
-	s.expect(unreached(err), what+": "+outcome(err))
+	s.expect(unreached(err), what+" ("+outcome(err)+")")
 }
 
 // refused expects that the other side says no.
 func (s *stage) refused(what string, t try) {
 	err := t(enough)
-	s.expect(isRefusal(err), what+": "+outcome(err))
+	s.expect(isRefusal(err), what+" ("+outcome(err)+")")
 }
 
 func outcome(err error) string {
