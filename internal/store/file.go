@@ -86,9 +86,10 @@ type file struct {
 	db *bolt.DB
 	tx *bolt.Tx
 
-	dirty bool
-	kept  bool // something other than a deletion was written
-	added int  // bytes of new records
+	dirty   bool
+	kept    bool // something other than a deletion was written
+	added   int  // bytes of what was put, less what was deleted
+	allowed int  // bytes that may be added without asking for room
 }
 
 // open opens the file for one transaction. It returns an error that matches
@@ -265,7 +266,7 @@ const (
 // as many as are in use, and a run of them for the list of free ones. So the
 // file has twice what is in use and some more, before it may grow.
 func (f *file) ensureRoom() error {
-	if !f.reserve || f.added == 0 {
+	if !f.reserve || f.added <= f.allowed {
 		return nil
 	}
 	page := f.db.Info().PageSize

@@ -150,7 +150,8 @@ func (s *Store) migrate(ctx context.Context) error {
 }
 
 // Copy returns a private copy of the store in dir, for trying things out: it
-// has files and locks of its own, and nothing of s is changed or made.
+// has files and locks of its own, and nothing of s is changed or made. What is
+// wrong with s is wrong with its copy: the first use says so.
 func (s *Store) Copy(dir string) (*Store, error) {
 	c, err := Open(filepath.Join(dir, "root"), filepath.Join(dir, "run"), s.host)
 	if err != nil {
@@ -158,13 +159,36 @@ func (s *Store) Copy(dir string) (*Store, error) {
 	}
 	c.root.sync, c.root.reserve, c.run.reserve = false, false, false
 	c.root.steps, c.run.steps = s.root.steps, s.run.steps
-	err = s.view(context.Background(), func(*Tx) error {
-		return errors.Join(copyFile(c.root, s.root), copyFile(c.run, s.run))
-	})
-	if err != nil && !errors.Is(err, errOldSchema) {
-		return nil, fmt.Errorf("copy the store: %w", err)
+	for done := false; !done; {
+		if done, err = s.copyTo(c); err != nil {
+			return nil, fmt.Errorf("copy the store: %w", err)
+		}
 	}
 	return c, nil
+}
+
+// copyTo copies the files to where c has them. It is not done if the first
+// writer came between.
+func (s *Store) copyTo(c *Store) (done bool, err error) {
+	ctx := context.Background()
+	held, err := acquire(ctx, s.lockPath(), shared)
+	if errors.Is(err, os.ErrNotExist) {
+		// There is no run store. bbolt's own lock keeps the first writer off
+		// the other file.
+		held, err = acquire(ctx, s.root.path(), shared)
+		if exists(s.lockPath()) {
+			held.release()
+			return false, nil
+		}
+		if errors.Is(err, os.ErrNotExist) {
+			return true, nil
+		}
+	}
+	if err != nil {
+		return false, err
+	}
+	defer held.release()
+	return true, errors.Join(copyFile(c.root, s.root), copyFile(c.run, s.run))
 }
 
 func copyFile(to, from layout) error {

@@ -256,6 +256,9 @@ func (b bucket) get(key []byte) []byte {
 // mark that an endpoint is leaving.
 const growth = 64
 
+// overhead is what bbolt adds to a record.
+const overhead = 16
+
 func (b bucket) put(key, value []byte) error {
 	if b.b == nil || !b.b.Writable() {
 		return bolterrors.ErrTxNotWritable
@@ -264,11 +267,11 @@ func (b bucket) put(key, value []byte) error {
 	if old != nil && bytes.Equal(old, value) {
 		return nil
 	}
-	switch {
-	case old == nil:
-		b.f.added += len(key) + len(value) + 16
-	case len(value) > len(old)+growth:
-		b.f.added += len(value) - len(old)
+	b.f.added += len(value) - len(old)
+	if old == nil {
+		b.f.added += len(key) + overhead
+	} else {
+		b.f.allowed += growth
 	}
 	b.f.dirty, b.f.kept = true, true
 	return b.b.Put(key, value)
@@ -279,9 +282,12 @@ func (b bucket) delete(key []byte) error {
 	if b.b == nil || !b.b.Writable() {
 		return bolterrors.ErrTxNotWritable
 	}
-	if b.get(key) == nil {
+	old := b.get(key)
+	if old == nil {
 		return nil
 	}
+	b.f.added -= len(key) + len(old) + overhead
+	b.f.allowed += growth // it may be put again
 	b.f.dirty = true
 	return b.b.Delete(key)
 }
