@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"berth"
+	"berth/internal/demo"
 )
 
 // Exit statuses, documented in the manual; exec has three more.
@@ -77,6 +78,9 @@ func report(w io.Writer, cmd *cobra.Command, err error) int {
 		if status = e.status; e.err == nil {
 			return status
 		}
+	}
+	if errors.Is(err, demo.ErrFailed) { // it has said what
+		return status
 	}
 	if errors.Is(err, os.ErrPermission) && os.Geteuid() != 0 {
 		fmt.Fprintf(w, "berth: %s\n", needsRoot)
