@@ -82,15 +82,17 @@ func readAddr(b []byte) string {
 	return a.String()
 }
 
-// named is a one-byte part that is written by name.
+// named is a one-byte part that is written by name; a number without one is
+// somebody else's.
 func named(names map[string]byte) part {
 	return part{1, func(b []byte, s string) error {
-		n, ok := names[s]
-		if !ok {
-			return fmt.Errorf("no number for %q", s)
+		if n, ok := names[s]; ok {
+			b[0] = n
+			return nil
 		}
-		b[0] = n
-		return nil
+		n, err := strconv.ParseUint(s, 10, 8)
+		b[0] = byte(n)
+		return err
 	}, func(b []byte) string {
 		for name, n := range names {
 			if n == b[0] {
@@ -135,7 +137,7 @@ func decode(parts []part, b []byte) (string, error) {
 // bytes with their frame, and perMessage counts on it.
 const longestComment = 200
 
-// elements are what the kernel keeps for one element: two for an interval, its
+// elements are what the kernel keeps for one element: for an interval two, its
 // start and its end, which is the first address behind it.
 func elements(e plan.Element) ([]nftables.SetElement, error) {
 	s, ok := shapes[e.Set]
@@ -169,19 +171,15 @@ func intervalElements(s shape, e plan.Element) ([]nftables.SetElement, error) {
 	if err != nil {
 		return nil, fmt.Errorf("element %s { %s }: %w", e.Set, e.Key, err)
 	}
-	end := to.Next()
-	if !end.IsValid() { // ends with the last address there is
-		if end = netip.IPv6Unspecified(); from.Is4() {
-			end = netip.IPv4Unspecified()
-		}
-	}
 	if len(from.AsSlice()) != s.key[0].size {
 		return nil, fmt.Errorf("element %s { %s }: of the other family", e.Set, e.Key)
 	}
-	return []nftables.SetElement{
-		{Key: from.AsSlice(), Comment: e.Comment},
-		{Key: end.AsSlice(), IntervalEnd: true},
-	}, nil
+	out := []nftables.SetElement{{Key: from.AsSlice(), Comment: e.Comment}}
+	// What reaches to the last address there is has no end, as nft writes it.
+	if end := to.Next(); end.IsValid() {
+		out = append(out, nftables.SetElement{Key: end.AsSlice(), IntervalEnd: true})
+	}
+	return out, nil
 }
 
 // span is the first and the last address of a prefix, or of a range "a-b",
