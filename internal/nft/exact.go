@@ -165,7 +165,7 @@ func (c *Conn) sameRules(want [][]expr.Any, have []kernelRule) (bool, error) {
 
 // sameAnonymous reports whether an anonymous set holds the types of ours.
 func (c *Conn) sameAnonymous(id uint32, name string) (bool, error) {
-	all, err := c.nft.GetSetElements(&nftables.Set{Table: table, Name: name})
+	all, err := c.elements(&nftables.Set{Table: table, Name: name})
 	var have []uint32
 	for _, e := range all {
 		if len(e.Key) != 4 {
