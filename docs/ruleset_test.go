@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -112,6 +113,13 @@ func document(t *testing.T, listing string) string {
 	var b strings.Builder
 	b.WriteString("# The firewall, rule by rule\n\nMade from the live table by a test (`go test ./docs -update`), on a host with a network `front` and two\npublished ports. The rules never change while Berth runs; what changes are the elements of the sets and maps.\n")
 	listing = changing.ReplaceAllString(listing, "${1}${2}…")
+	// nft lists an anonymous set in the order of its hashes.
+	listing = regexp.MustCompile(`!= \{ ([a-z, ]+) \}`).ReplaceAllStringFunc(listing, func(s string) string {
+		words := strings.Split(strings.Trim(s, "!={} "), ", ")
+		slices.Sort(words)
+		return "!= { " + strings.Join(words, ", ") + " }"
+	})
+	first := false // of a chain's rules
 	for line := range strings.Lines(listing) {
 		line = strings.TrimRight(line, "\n")
 		text := strings.TrimSpace(line)
@@ -124,13 +132,24 @@ func document(t *testing.T, listing string) string {
 		case strings.HasPrefix(text, "type ") && strings.Contains(text, " hook "), strings.HasPrefix(text, "type "), strings.HasPrefix(text, "flags "), text == "counter",
 			strings.HasPrefix(text, "elements"), strings.HasPrefix(line, "\t\t\t"), text == "size 65535":
 			fmt.Fprintf(&b, "    %s\n", text)
-		case strings.HasPrefix(text, "iifname @refused_from"), strings.HasPrefix(text, "oifname @refused_to"), strings.HasPrefix(text, "dnat "), strings.Contains(text, " dnat "), strings.HasPrefix(text, "fib daddr type local"), text == "jump refuse":
-			fmt.Fprintf(&b, "- `%s`\n", text)
+			first = true
+			continue
+		case strings.HasPrefix(text, "iifname @refused_from"), strings.HasPrefix(text, "oifname @refused_to"), strings.HasPrefix(text, "dnat "), strings.Contains(text, " dnat ip"), strings.HasPrefix(text, "fib daddr type local"), text == "jump refuse":
+			fmt.Fprintf(&b, "%s- `%s`\n", gap(first), text)
 		default:
-			fmt.Fprintf(&b, "- `%s`: %s\n", text, note(t, text))
+			fmt.Fprintf(&b, "%s- `%s`: %s\n", gap(first), text, note(t, text))
 		}
+		first = false
 	}
 	return b.String()
+}
+
+// gap sets a list apart from the block before it.
+func gap(first bool) string {
+	if first {
+		return "\n"
+	}
+	return ""
 }
 
 // note finds the longest key that a line begins with.
