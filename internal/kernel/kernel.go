@@ -225,14 +225,17 @@ func (p *place) indexOf(name string) (int, error) {
 }
 
 // A session is one Apply or Read.
-type session struct{ k *Kernel }
+type session struct {
+	k    *Kernel
+	made map[plan.LinkKey]plan.PutLink // pairs, by their inside end
+}
 
 // session begins with no index of a link believed.
 func (k *Kernel) session() session {
 	for _, p := range k.places {
 		clear(p.index)
 	}
-	return session{k}
+	return session{k, map[plan.LinkKey]plan.PutLink{}}
 }
 
 // place opens a namespace once. Its error matches [os.ErrNotExist] if it is
@@ -377,7 +380,7 @@ func (s session) do(step plan.Step) error {
 	case plan.PutLink:
 		return s.put("put link", step.Key.Name, step.Key.Place, func(p *place) error { return s.putLink(p, step) })
 	case plan.UpLink:
-		return s.put("bring up link", step.Key.Name, step.Key.Place, func(p *place) error { return p.up(step.Key.Name) })
+		return s.put("bring up link", step.Key.Name, step.Key.Place, func(p *place) error { return s.upLink(p, step.Key.Name) })
 	case plan.DropLinks:
 		return s.drop("delete links", strings.Join(step.Names, ", "), step.Place, func(p *place) error { return p.dropLinks(step.Names) })
 	case plan.PutAddr:

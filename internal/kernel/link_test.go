@@ -3,10 +3,12 @@ package kernel
 import (
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"berth"
@@ -237,6 +239,38 @@ func TestEndsHaveTwoIndexes(t *testing.T) {
 	w.apply(t, putBridge(), putPair(outKey, inKey, "berth:1"))
 	if a, b := w.index(t, outKey), w.index(t, inKey); a == b || a == 0 || b == 0 {
 		t.Errorf("indexes %d and %d", a, b)
+	}
+}
+
+// TestPairCarriesAtOnce: when the inside end is up, so are the host end and the
+// bridge, with no wait for the kernel's worker. A dump does not do its work.
+func TestPairCarriesAtOnce(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, "c1")
+	if release, err := os.ReadFile("/proc/sys/kernel/osrelease"); err != nil || !atLeast(string(release), 6, 18) {
+		t.Skip("it was seen on Linux 6.18, which notices a carrier at a look")
+	}
+	if err := w.Apply(t.Context(), []plan.Step{putBridge()}); err != nil {
+		t.Fatal(err)
+	}
+	h, err := w.Kernel.host.handle()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 50 {
+		p := putPair(plan.LinkKey{Name: fmt.Sprintf("bt%d", i)}, plan.LinkKey{Place: "c1", Name: fmt.Sprintf("eth%d", i)}, fmt.Sprintf("berth:%d", i))
+		if err := w.Apply(t.Context(), []plan.Step{p, plan.UpLink{Key: p.Link.Peer}}); err != nil {
+			t.Fatal(err)
+		}
+		all, err := h.LinkList()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, l := range all {
+			if a := l.Attrs(); (a.Name == p.Key.Name || a.Name == bridgeKey.Name) && a.OperState != netlink.OperUp {
+				t.Fatalf("pair %d: %s is %s", i, a.Name, a.OperState)
+			}
+		}
 	}
 }
 
