@@ -188,7 +188,12 @@ func (s *Store) copyTo(c *Store) (done bool, err error) {
 		return false, err
 	}
 	defer held.release()
-	return true, errors.Join(copyFile(c.root, s.root), copyFile(c.run, s.run))
+	err = errors.Join(copyFile(c.root, s.root), copyFile(c.run, s.run))
+	if err == nil && exists(c.run.path()) {
+		// Without its lock, a run store is taken for none (view).
+		err = os.WriteFile(c.lockPath(), nil, 0o600)
+	}
+	return true, err
 }
 
 func copyFile(to, from layout) error {
