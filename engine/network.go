@@ -37,6 +37,11 @@ func (e *Engine) createNetwork(ctx context.Context, spec NetworkSpec) (berth.Net
 	}
 	var final berth.Network
 	err = e.do(ctx, nil, func(ctx context.Context) error {
+		// Asked again where it counts; here, so that its own bridge is not what
+		// the user is told of.
+		if o, err := e.network(ctx, n.Name); err == nil && o.Name == n.Name {
+			return errNetworkExists
+		}
 		host, err := e.survey()
 		if err != nil {
 			return err
@@ -54,6 +59,8 @@ func (e *Engine) createNetwork(ctx context.Context, spec NetworkSpec) (berth.Net
 	})
 	return final, err
 }
+
+var errNetworkExists = fmt.Errorf("there is a network of that name: %w", berth.ErrExists)
 
 // draft turns a spec into a network, as far as that needs no look at the host.
 func draft(spec NetworkSpec) (berth.Network, error) {
@@ -165,7 +172,7 @@ func (e *Engine) admitNetwork(tx *store.Tx, n *berth.Network, spec NetworkSpec, 
 	}
 	for _, o := range all {
 		if o.Name == n.Name {
-			return fmt.Errorf("there is a network of that name: %w", berth.ErrExists)
+			return errNetworkExists
 		}
 		if n.Bridge != "" && o.Bridge == n.Bridge {
 			return fmt.Errorf("bridge %s belongs to network %s: %w", n.Bridge, o.Name, berth.ErrConflict)
