@@ -119,6 +119,7 @@ func (p *program) sandboxList() *cobra.Command {
 				if err != nil {
 					return err
 				}
+				slices.SortFunc(all, func(a, b engine.SandboxDetail) int { return strings.Compare(a.Name, b.Name) })
 				var rows []sandboxRow
 				for _, s := range all {
 					if match(s) {
