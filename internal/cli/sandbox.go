@@ -26,8 +26,8 @@ func (p *program) sandboxCreate() *cobra.Command {
 	var labels []string
 	cmd := &cobra.Command{
 		Use: "create SANDBOX…", Short: "Make sandboxes", Args: cobra.MinimumNArgs(1),
-		Long: `Make network namespaces. They are pinned in /run/netns, so that ip-netns(8) knows
-them too. The answer is the names.`,
+		Long: `Make network namespaces. They are pinned in /run/netns, so that ip-netns(8)
+knows them too. The answer is the names.`,
 		Example: "  berth sandbox create web api",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			l, err := keyValues("label", labels)

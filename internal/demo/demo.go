@@ -51,8 +51,8 @@ kernel, in network and mount namespaces that are made for it and end with it:
 nothing is seen on the host. Every step shows the command and then the proof:
 what must and what must not be reached. Exit status 1 if one expectation fails.
 
-Berth's commands are run as they are shown. What others would do (ping, nc, curl,
-ip, nft, iptables) the program does by itself: none of them is needed.
+Berth's commands are run as they are shown. What others would do (ping, nc,
+curl, ip, nft, iptables) the program does by itself: none of them is needed.
 
 It needs root, or a kernel that lets users make user namespaces.`,
 		Example:   "  berth demo\n  berth demo --commands 3 4\n  berth demo --step",
