@@ -2,11 +2,15 @@
 // that Berth allows: in nf_tables an accept ends only its own chain, so a chain
 // of somebody else's may still drop. It edits nothing; it says what would cure.
 //
+// It claims only what is sure. Where a rule is not understood, both is tried:
+// that it matches and that it does not.
+//
 // It reads no kernel: tables are handed to it.
 package foreign
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 )
@@ -14,11 +18,14 @@ import (
 // A Hook is where a base chain sees packets.
 type Hook string
 
-// The hooks that matter here; a chain without one is only jumped to.
+// The hooks; a chain without one is only jumped to.
 const (
-	None    Hook = ""
-	Forward Hook = "forward"
-	Input   Hook = "input"
+	None        Hook = ""
+	Prerouting  Hook = "prerouting"
+	Input       Hook = "input"
+	Forward     Hook = "forward"
+	Output      Hook = "output"
+	Postrouting Hook = "postrouting"
 )
 
 // A Table is a table of another tool.
@@ -31,12 +38,16 @@ type Table struct {
 
 // A Chain is one of its chains.
 type Chain struct {
-	Name   string
-	Hook   Hook
-	Drop   bool // its policy
-	Rules  []Rule
-	Number int // of rules, also where they were not read
+	Name     string
+	Hook     Hook
+	Type     string // of a base chain: "filter", "nat", "route"
+	Priority int
+	Drop     bool // its policy
+	Rules    []Rule
 }
+
+// filters reports whether the chain decides what passes a hook.
+func (c Chain) filters(h Hook) bool { return c.Hook == h && c.Type == "filter" }
 
 // A Verdict is what a rule does with a packet that it matches.
 type Verdict string
@@ -53,38 +64,23 @@ const (
 
 // A Rule is a rule as far as it is understood.
 type Rule struct {
-	IIF, OIF *Name // nil: any
-	// States is a bit set of conntrack states (nf_conntrack_common.h); 0: any.
-	States uint32
-	// DNAT says that only connections of published ports match.
-	DNAT bool
-	// Opaque says that it matches on something else too: whether it matches
-	// is not known.
-	Opaque  bool
+	Matches []Match // all must match; what is not understood is an Unknown
 	Verdict Verdict
 	To      string // of a Jump or Goto
-}
-
-// A Name matches a link's name.
-type Name struct {
-	Text   string
-	Prefix bool // everything that begins with Text
-	Not    bool
-}
-
-func (n *Name) matches(s string) bool {
-	if n == nil {
-		return true
-	}
-	is := s == n.Text || n.Prefix && strings.HasPrefix(s, n.Text)
-	return is != n.Not
 }
 
 // A Network is what must get through.
 type Network struct {
 	Bridge     string
 	Internal   bool
+	HostDeny   bool // the host's own services are closed to it
 	IPv4, IPv6 bool
+	// Subnets are its addresses. Without them a rule about addresses is not
+	// understood.
+	Subnets []netip.Prefix
+	// Uplinks are the links of the host's default routes. Without them a link
+	// is taken that no rule names.
+	Uplinks []string
 }
 
 // Bridged says for which families bridged packets pass the IP hooks
@@ -96,57 +92,14 @@ type Obstacle struct {
 	Who, Where, What, Cure string
 }
 
-// conntrack states.
-const stateNew = 8
-
-// A packet is what is tried against the chains.
-type packet struct {
-	what     string
-	iif, oif string
-	state    uint32
-	dnat     bool
-}
-
-// elsewhere stands for a link that no rule names.
-const elsewhere = "\x00elsewhere"
-
-func packets(n Network, bridged bool) []packet {
-	var out []packet
-	if !n.Internal {
-		out = append(out,
-			packet{"the way out", n.Bridge, elsewhere, stateNew, false},
-			packet{"published ports", elsewhere, n.Bridge, stateNew, true})
-	}
-	if bridged {
-		out = append(out, packet{"neighbours of one network", n.Bridge, n.Bridge, stateNew, false})
-	}
-	return out
-}
-
 // Obstacles returns the chains that surely drop what networks need, one for
 // each chain and network.
 func Obstacles(tables []Table, networks []Network, b Bridged) []Obstacle {
 	var out []Obstacle
 	for _, t := range tables {
 		for _, c := range t.Chains {
-			if c.Hook != Forward || t.Family == "bridge" {
-				continue
-			}
 			for _, n := range networks {
-				bridged := b.IPv4
-				if t.Family == "ip6" {
-					bridged = b.IPv6
-				}
-				if t.Family == "ip" && !n.IPv4 || t.Family == "ip6" && !n.IPv6 {
-					continue
-				}
-				var dropped []string
-				for _, p := range packets(n, bridged) {
-					if t.walk(c, p, 0) == Drop {
-						dropped = append(dropped, p.what)
-					}
-				}
-				if len(dropped) > 0 {
+				if dropped := t.dropped(c, n, b); len(dropped) > 0 {
 					out = append(out, t.obstacle(c, n, dropped))
 				}
 			}
@@ -155,58 +108,33 @@ func Obstacles(tables []Table, networks []Network, b Bridged) []Obstacle {
 	return out
 }
 
-// deepest bounds jumps, as the kernel does.
-const deepest = 16
-
-// walk returns Drop only if the packet is surely dropped: what a rule does
-// that is not understood is in the packet's favour.
-func (t Table) walk(c Chain, p packet, depth int) Verdict {
-	v := t.rules(c, p, depth)
-	if c.Hook == None || v == Accept || v == Drop {
-		return v
+// dropped names what of a network's needs a chain surely drops.
+func (t Table) dropped(c Chain, n Network, b Bridged) []string {
+	if t.Family == "bridge" || !c.filters(Forward) && !c.filters(Input) {
+		return nil
 	}
-	if c.Drop {
-		return Drop
-	}
-	return Accept
-}
-
-func (t Table) rules(c Chain, p packet, depth int) Verdict {
-	if depth > deepest {
-		return Accept
-	}
-	for _, r := range c.Rules {
-		if !r.IIF.matches(p.iif) || !r.OIF.matches(p.oif) || r.States != 0 && r.States&p.state == 0 || r.DNAT && !p.dnat {
+	both := t.Family == "inet" && n.IPv4 && n.IPv6
+	families := map[string][]string{} // by what is needed
+	var whats []string
+	for _, need := range needs(n, b) {
+		version := map[bool]string{false: "IPv4", true: "IPv6"}[need.ipv6]
+		if need.hook != c.Hook || t.Family == "ip" && need.ipv6 || t.Family == "ip6" && !need.ipv6 {
 			continue
 		}
-		v := r.Verdict
-		if v == Jump || v == Goto {
-			i := slices.IndexFunc(t.Chains, func(c Chain) bool { return c.Name == r.To })
-			if i < 0 {
-				continue
-			}
-			sub := t.rules(t.Chains[i], p, depth+1)
-			if sub == Next && v == Goto {
-				sub = Return
-			}
-			v = sub
-		}
-		if r.Opaque {
-			if v == Accept || v == Return {
-				return Accept // it might
-			}
+		if slices.ContainsFunc(need.packets, func(p packet) bool { return !t.drops(c, p) }) {
 			continue
 		}
-		switch v {
-		case Accept, Drop:
-			return v
-		case Return:
-			if r.Verdict == Return || r.Verdict == Goto {
-				return Next
-			}
+		if families[need.what] == nil {
+			whats = append(whats, need.what)
+		}
+		families[need.what] = append(families[need.what], version)
+	}
+	for i, what := range whats {
+		if f := families[what]; both && len(f) == 1 {
+			whats[i] += " over " + f[0]
 		}
 	}
-	return Next
+	return whats
 }
 
 func (t Table) has(prefix string) bool {
@@ -226,21 +154,34 @@ func (t Table) obstacle(c Chain, n Network, dropped []string) Obstacle {
 	if t.Legacy {
 		tool += "-legacy"
 	}
-	insert := func(chain string) string {
-		return fmt.Sprintf("%[1]s -I %[2]s -i %[3]s -j ACCEPT && %[1]s -I %[2]s -o %[3]s -j ACCEPT", tool, chain, n.Bridge)
-	}
-	switch iptables := t.Legacy || (t.Family == "ip" || t.Family == "ip6") && t.Name == "filter" && c.Name == "FORWARD"; {
+	iptables := t.Legacy || (t.Family == "ip" || t.Family == "ip6") && t.Name == "filter" && (c.Name == "FORWARD" || c.Name == "INPUT")
+	forward := c.Hook == Forward
+	switch {
 	case t.Name == "firewalld":
-		o.Who, o.Cure = "firewalld", fmt.Sprintf("firewall-cmd --permanent --zone=trusted --add-interface=%s && firewall-cmd --reload", n.Bridge)
-	case iptables && t.has("DOCKER-USER"):
-		o.Who, o.Cure = "Docker", insert("DOCKER-USER")
-	case iptables && (t.has("ufw-") || t.has("ufw6-")):
-		o.Who, o.Cure = "ufw", fmt.Sprintf("ufw route allow in on %[1]s && ufw route allow out on %[1]s", n.Bridge)
+		o.Who, o.Cure = "firewalld", "firewall-cmd --permanent --zone=trusted --add-interface="+n.Bridge+" && firewall-cmd --reload"
+	case iptables && forward && t.has("DOCKER-USER"):
+		o.Who, o.Cure = "Docker", both("%s -I DOCKER-USER -%s %s -j ACCEPT", tool, "i", "o", n.Bridge)
+	case iptables && t.has("ufw") && forward: // ufw-, and ufw6- for IPv6
+		o.Who, o.Cure = "ufw", both("%s route allow %s on %s", "ufw", "in", "out", n.Bridge)
+	case iptables && t.has("ufw"):
+		o.Who, o.Cure = "ufw", "ufw allow in on "+n.Bridge
+	case iptables && forward:
+		o.Who, o.Cure = tool, both("%s -I FORWARD -%s %s -j ACCEPT", tool, "i", "o", n.Bridge)
 	case iptables:
-		o.Who, o.Cure = tool, insert("FORWARD")
+		o.Who, o.Cure = tool, fmt.Sprintf("%s -I INPUT -i %s -j ACCEPT", tool, n.Bridge)
+	case forward:
+		o.Who, o.Cure = "nftables table "+t.Family+" "+t.Name, both("%s %sifname %s accept", t.insert(c), "i", "o", n.Bridge)
 	default:
-		o.Who = "nftables table " + t.Family + " " + t.Name
-		o.Cure = fmt.Sprintf("nft insert rule %[1]s %[2]s %[3]s iifname %[4]s accept && nft insert rule %[1]s %[2]s %[3]s oifname %[4]s accept", t.Family, t.Name, c.Name, n.Bridge)
+		o.Who, o.Cure = "nftables table "+t.Family+" "+t.Name, fmt.Sprintf("%s iifname %s accept", t.insert(c), n.Bridge)
 	}
 	return o
+}
+
+func (t Table) insert(c Chain) string {
+	return "nft insert rule " + t.Family + " " + t.Name + " " + c.Name
+}
+
+// both writes a command for each direction.
+func both(format, command, in, out, bridge string) string {
+	return fmt.Sprintf(format, command, in, bridge) + " && " + fmt.Sprintf(format, command, out, bridge)
 }

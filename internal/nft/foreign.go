@@ -1,13 +1,11 @@
 package nft
 
 import (
-	"bytes"
-	"encoding/binary"
 	"fmt"
-	"strings"
 
 	"github.com/google/nftables"
-	"github.com/google/nftables/expr"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
 
 	"berth/internal/foreign"
 )
@@ -16,15 +14,26 @@ var families = map[nftables.TableFamily]string{
 	nftables.TableFamilyIPv4: "ip", nftables.TableFamilyIPv6: "ip6", nftables.TableFamilyINet: "inet", nftables.TableFamilyBridge: "bridge",
 }
 
-// Foreign returns the tables of other tools that see forwarded packets, those
-// of iptables-legacy among them.
+// The numbers of hooks are the same for IP and bridges.
+var hooks = map[nftables.ChainHook]foreign.Hook{
+	unix.NF_INET_PRE_ROUTING: foreign.Prerouting, unix.NF_INET_LOCAL_IN: foreign.Input, unix.NF_INET_FORWARD: foreign.Forward,
+	unix.NF_INET_LOCAL_OUT: foreign.Output, unix.NF_INET_POST_ROUTING: foreign.Postrouting,
+}
+
+// Foreign returns the tables of other tools with their chains, those of
+// iptables-legacy among them. Rules are read only in tables that filter what is
+// forwarded or comes to the host: others may hold tens of thousands.
 func (c *Conn) Foreign() ([]foreign.Table, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err := c.ready(); err != nil {
 		return nil, err
 	}
-	out, err := c.foreign()
+	var out []foreign.Table
+	err := c.steady(func() (err error) {
+		out, err = c.foreign()
+		return err
+	})
 	if err != nil {
 		c.giveUp()
 		return nil, explain("read other tools' firewalls", err)
@@ -38,157 +47,124 @@ func (c *Conn) foreign() ([]foreign.Table, error) {
 	if err != nil {
 		return nil, err
 	}
-	type id struct {
-		family nftables.TableFamily
-		name   string
-	}
-	of := map[id][]*nftables.Chain{}
-	var order []id
-	forwards := map[id]bool{}
+	byTable := map[nftables.Table][]*nftables.Chain{}
+	var order []nftables.Table
 	for _, ch := range all {
-		t := id{ch.Table.Family, ch.Table.Name}
-		if _, known := families[t.family]; !known || t == (id{table.Family, table.Name}) {
+		t := nftables.Table{Family: ch.Table.Family, Name: ch.Table.Name}
+		if _, known := families[t.Family]; !known || t == *table {
 			continue
 		}
-		if of[t] == nil {
+		if byTable[t] == nil {
 			order = append(order, t)
 		}
-		of[t] = append(of[t], ch)
-		forwards[t] = forwards[t] || ch.Hooknum != nil && *ch.Hooknum == *nftables.ChainHookForward && ch.Type == nftables.ChainTypeFilter
+		byTable[t] = append(byTable[t], ch)
 	}
 	var out []foreign.Table
 	for _, t := range order {
-		if !forwards[t] {
+		flags, ok, err := c.tableFlags(&t)
+		if err != nil {
+			return nil, err
+		}
+		if !ok || flags&unix.NFT_TABLE_F_DORMANT != 0 {
 			continue
 		}
-		ft := foreign.Table{Family: families[t.family], Name: t.name}
-		for _, ch := range of[t] {
-			fc, err := c.chain(ch)
-			if err != nil {
-				return nil, err
-			}
-			ft.Chains = append(ft.Chains, fc)
+		ft, err := c.foreignTable(&t, byTable[t])
+		if err != nil {
+			return nil, fmt.Errorf("table %s %s: %w", ft.Family, ft.Name, err)
 		}
 		out = append(out, ft)
 	}
 	return out, nil
 }
 
-func (c *Conn) chain(ch *nftables.Chain) (foreign.Chain, error) {
-	fc := foreign.Chain{Name: ch.Name}
-	if ch.Hooknum != nil && ch.Type == nftables.ChainTypeFilter {
-		switch *ch.Hooknum {
-		case *nftables.ChainHookForward:
-			fc.Hook = foreign.Forward
-		case *nftables.ChainHookInput:
-			fc.Hook = foreign.Input
+func (c *Conn) foreignTable(t *nftables.Table, chains []*nftables.Chain) (foreign.Table, error) {
+	ft := foreign.Table{Family: families[t.Family], Name: t.Name}
+	filters := false
+	for _, ch := range chains {
+		fc := foreign.Chain{Name: ch.Name, Drop: ch.Policy != nil && *ch.Policy == nftables.ChainPolicyDrop}
+		if ch.Hooknum != nil && ch.Priority != nil {
+			fc.Hook, fc.Type, fc.Priority = hooks[*ch.Hooknum], string(ch.Type), int(*ch.Priority)
 		}
+		filters = filters || fc.Type == "filter" && (fc.Hook == foreign.Forward || fc.Hook == foreign.Input)
+		ft.Chains = append(ft.Chains, fc)
 	}
-	fc.Drop = ch.Policy != nil && *ch.Policy == nftables.ChainPolicyDrop
-	rules, err := c.nft.GetRules(ch.Table, ch)
+	if !filters {
+		return ft, nil
+	}
+	rules, err := c.kernelRules(t)
 	if err != nil {
-		return fc, fmt.Errorf("chain %s: %w", ch.Name, err)
+		return ft, err
 	}
-	fc.Number = len(rules)
-	for _, r := range rules {
-		fc.Rules = append(fc.Rules, understand(r.Exprs))
+	sets, err := c.kernelSets(t)
+	if err != nil {
+		return ft, err
 	}
-	return fc, nil
+	for i := range ft.Chains {
+		ch := &ft.Chains[i]
+		for _, r := range rules[ch.Name] {
+			u := reader{family: t.Family, elements: func(name string) ([]setElement, bool) { return c.lookedUp(t, name, sets[name]) }, link: c.linkName}
+			ch.Rules = append(ch.Rules, u.rules(r.exprs)...)
+		}
+	}
+	return ft, nil
 }
 
-// understand reads a rule's expressions as far as they are about links,
-// conntrack states and verdicts; anything else makes it opaque.
-func understand(exprs []expr.Any) foreign.Rule {
-	var r foreign.Rule
-	loaded := "" // what register 1 holds
-	var mask uint32
-	for _, e := range exprs {
-		switch e := e.(type) {
-		case *expr.Meta:
-			switch e.Key {
-			case expr.MetaKeyIIFNAME:
-				loaded = "iif"
-			case expr.MetaKeyOIFNAME:
-				loaded = "oif"
-			default:
-				loaded = "other"
-			}
-		case *expr.Ct:
-			switch e.Key {
-			case expr.CtKeySTATE:
-				loaded = "state"
-			case expr.CtKeySTATUS:
-				loaded = "status"
-			default:
-				loaded = "other"
-			}
-		case *expr.Bitwise:
-			if len(e.Mask) == 4 {
-				mask = binary.NativeEndian.Uint32(e.Mask)
-			}
-		case *expr.Cmp:
-			compareInto(&r, loaded, mask, e)
-		case *expr.Counter, *expr.Log:
-		case *expr.Verdict:
-			r.Verdict, r.To = verdictOf(e), e.Chain
-		case *expr.Reject:
-			r.Verdict = foreign.Drop
-		case *expr.Target:
-			r.Opaque = true
-			r.Verdict = foreign.Next
-			if e.Name == "REJECT" {
-				r.Verdict, r.Opaque = foreign.Drop, false
-			}
-		case *expr.Match:
-			r.Opaque = true
-		default:
-			r.Opaque = true
-		}
-	}
-	return r
+// A setElement is an element that a foreign rule looks up.
+type setElement struct {
+	key     []byte
+	verdict []byte // of a verdict map: its attributes
 }
 
-func compareInto(r *foreign.Rule, loaded string, mask uint32, e *expr.Cmp) {
-	switch loaded {
-	case "iif", "oif":
-		n := &foreign.Name{Text: string(bytes.TrimRight(e.Data, "\x00")), Not: e.Op == expr.CmpOpNeq}
-		// A name that ends without its zero is a prefix.
-		n.Prefix = !bytes.HasSuffix(e.Data, []byte{0}) && len(e.Data) < 16
-		n.Text = strings.TrimSuffix(n.Text, "+")
-		if loaded == "iif" {
-			r.IIF = n
-		} else {
-			r.OIF = n
-		}
-	case "state":
-		if e.Op == expr.CmpOpNeq && mask != 0 {
-			r.States = mask
-		} else {
-			r.Opaque = true
-		}
-	case "status":
-		if e.Op == expr.CmpOpNeq && mask == statusDNAT {
-			r.DNAT = true
-		} else {
-			r.Opaque = true
-		}
-	default:
-		r.Opaque = true
+// lookedUp reads a set of single values, or a verdict map of such, that does
+// not change by itself.
+func (c *Conn) lookedUp(t *nftables.Table, name string, s kernelSet) (out []setElement, ok bool) {
+	const most = 1000
+	if s.flags&(unix.NFT_SET_INTERVAL|unix.NFT_SET_TIMEOUT|unix.NFT_SET_EVAL|flagConcat|flagObject) != 0 || s.keyType>>nftables.SetConcatTypeBits != 0 {
+		return nil, false
 	}
+	all, err := c.elements(&nftables.Set{Table: t, Name: name})
+	if err != nil || len(all) > most {
+		return nil, false
+	}
+	for _, e := range all {
+		if len(e.Key) == 0 {
+			return nil, false
+		}
+		out = append(out, setElement{e.Key, e.Val})
+	}
+	return out, true
 }
 
-func verdictOf(v *expr.Verdict) foreign.Verdict {
-	switch v.Kind {
-	case expr.VerdictAccept:
-		return foreign.Accept
-	case expr.VerdictDrop:
-		return foreign.Drop
-	case expr.VerdictReturn:
-		return foreign.Return
-	case expr.VerdictJump:
-		return foreign.Jump
-	case expr.VerdictGoto:
-		return foreign.Goto
-	}
-	return foreign.Next
+// linkName is the name of a link of the namespace by its number.
+func (c *Conn) linkName(index uint32) (name string, ok bool) {
+	err := c.ns.Do(func() error {
+		s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(s)
+		req, err := unix.NewIfreq("x") // SIOCGIFNAME writes over it
+		if err != nil {
+			return err
+		}
+		req.SetUint32(index)
+		err = unix.IoctlIfreq(s, unix.SIOCGIFNAME, req)
+		name = req.Name()
+		return err
+	})
+	return name, err == nil
+}
+
+// verdictOfElement reads the verdict of a verdict map's element.
+func verdictOfElement(b []byte) (code int32, chain string) {
+	// What cannot be read is the code 0, a drop: an unknown match stands beside.
+	_ = attributes(b, func(ad *netlink.AttributeDecoder) {
+		switch ad.Type() {
+		case unix.NFTA_VERDICT_CODE:
+			code = int32(ad.Uint32())
+		case unix.NFTA_VERDICT_CHAIN:
+			chain = ad.String()
+		}
+	})
+	return code, chain
 }

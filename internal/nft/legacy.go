@@ -7,9 +7,10 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"strings"
+	"slices"
 	"unsafe"
 
+	"github.com/google/nftables/xt"
 	"golang.org/x/sys/unix"
 
 	"berth/internal/foreign"
@@ -19,29 +20,40 @@ import (
 // are read by getsockopt on a raw socket (ip_tables.h, ip6_tables.h).
 type legacyKind struct {
 	family        string
+	proto         xt.TableFamily
 	domain, level int
 	names         string // file that lists its tables
-	header        int    // bytes of an entry before its matches
-	iface         int    // offset of the input link's name in an entry
-	targetOffset  int    // offset of target_offset in an entry
-	selective     []span2
+	// Places in an entry (struct ipt_entry, ip6t_entry): the addresses with
+	// their masks, the links' names with theirs, the protocol, the flags, the
+	// inversions, target_offset, and the end of the header.
+	address, link, protocol, flags, inversions, target, header int
+	flagGoto, flagProtocol                                     byte // 0: every protocol but 0 counts
 }
 
-// span2 is a part of an entry that is zero if it matches everything.
-type span2 struct{ from, to int }
-
-// Offsets of struct ipt_entry (112 bytes) and ip6t_entry (168). The link's
-// names are 16 bytes each, then their masks.
 var legacyKinds = []legacyKind{
-	{family: "ip", domain: unix.AF_INET, level: unix.IPPROTO_IP, names: "/proc/net/ip_tables_names", header: 112, iface: 16, targetOffset: 88, selective: []span2{{8, 16}, {80, 84}}},
-	{family: "ip6", domain: unix.AF_INET6, level: unix.IPPROTO_IPV6, names: "/proc/net/ip6_tables_names", header: 168, iface: 64, targetOffset: 140, selective: []span2{{32, 64}, {128, 134}}},
+	{
+		family: "ip", proto: unix.NFPROTO_IPV4, domain: unix.AF_INET, level: unix.IPPROTO_IP, names: "ip_tables_names",
+		address: 4, link: 16, protocol: 80, flags: 82, inversions: 83, target: 88, header: 112, flagGoto: 2,
+	},
+	{
+		family: "ip6", proto: unix.NFPROTO_IPV6, domain: unix.AF_INET6, level: unix.IPPROTO_IPV6, names: "ip6_tables_names",
+		address: 16, link: 64, protocol: 128, flags: 131, inversions: 132, target: 140, header: 168, flagGoto: 4, flagProtocol: 1,
+	},
 }
 
 const (
 	soGetInfo    = 64 // IPT_SO_GET_INFO
 	soGetEntries = 65 // IPT_SO_GET_ENTRIES
-	forwardHook  = unix.NF_INET_FORWARD
 )
+
+// legacyHooks are those of the filter table that matter, with their built-in
+// chains.
+var legacyHooks = map[int]struct {
+	hook foreign.Hook
+	name string
+}{
+	unix.NF_INET_LOCAL_IN: {foreign.Input, "INPUT"}, unix.NF_INET_FORWARD: {foreign.Forward, "FORWARD"},
+}
 
 // legacy reads the filter tables of iptables-legacy.
 func (c *Conn) legacy() ([]foreign.Table, error) {
@@ -49,7 +61,7 @@ func (c *Conn) legacy() ([]foreign.Table, error) {
 	err := c.ns.Do(func() error {
 		for _, k := range legacyKinds {
 			// Asking for a table that is not there would load it.
-			b, err := os.ReadFile(strings.Replace(k.names, "/proc/", "/proc/thread-self/", 1))
+			b, err := os.ReadFile("/proc/thread-self/net/" + k.names)
 			// In a user namespace it cannot be read, and no such table be made.
 			if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) || err == nil && !bytes.Contains(b, []byte("filter\n")) {
 				continue
@@ -92,7 +104,7 @@ func (k legacyKind) read() (foreign.Table, error) {
 		return t, err
 	}
 	word := func(i int) uint32 { return binary.NativeEndian.Uint32(info[i:]) }
-	start, policy, size := word(36+4*forwardHook), word(56+4*forwardHook), word(80)
+	size := word(80)
 	// struct ipt_get_entries: name[32], size, padding, then the entries.
 	blob := make([]byte, 40+size)
 	copy(blob, "filter")
@@ -100,99 +112,179 @@ func (k legacyKind) read() (foreign.Table, error) {
 	if err := getsockopt(fd, k.level, soGetEntries, blob); err != nil {
 		return t, err
 	}
-	t.Chains = k.chains(blob[40:], start, policy)
+	l := layout{chains: map[uint32]foreign.Chain{}, policies: map[uint32]bool{}}
+	for number, h := range legacyHooks {
+		l.chains[word(36+4*number)] = foreign.Chain{Name: h.name, Hook: h.hook, Type: "filter"}
+		l.policies[word(56+4*number)] = true
+	}
+	t.Chains = k.chains(blob[40:], l)
 	return t, nil
 }
 
-// chains cuts the entries into chains: a user chain begins with an ERROR
+// A layout is where in the entries what begins: chains by their first entry,
+// and the built-in chains' policies, each the last entry of its chain.
+type layout struct {
+	chains   map[uint32]foreign.Chain
+	policies map[uint32]bool
+}
+
+// A legacyEntry is one rule with where a jump of it leads, or the head of a
+// user's chain.
+type legacyEntry struct {
+	offset uint32
+	rule   foreign.Rule
+	jump   uint32 // 0: none
+	head   string
+}
+
+// chains cuts the entries into chains: a user's chain begins with an ERROR
 // target that holds its name, and jumps lead to offsets.
-func (k legacyKind) chains(blob []byte, start, policy uint32) []foreign.Chain {
-	names := map[uint32]string{start: "FORWARD"}
-	type entry struct {
-		offset uint32
-		rule   foreign.Rule
-		jump   int32
-		marker string
-	}
-	var all []entry
+func (k legacyKind) chains(blob []byte, l layout) (out []foreign.Chain) {
+	var all []legacyEntry
 	for off := uint32(0); int(off)+k.header <= len(blob); {
 		e := blob[off:]
-		target := binary.NativeEndian.Uint16(e[k.targetOffset:])
-		next := binary.NativeEndian.Uint16(e[k.targetOffset+2:])
-		if next == 0 || int(off)+int(next) > len(blob) || int(target)+32 > int(next) {
+		next := uint32(binary.NativeEndian.Uint16(e[k.target+2:]))
+		if int(next) < k.header || int(next) > len(e) {
 			break
 		}
-		en := entry{offset: off}
-		en.rule, en.jump, en.marker = k.entry(e[:next], int(target))
-		if en.marker != "" && en.marker != "ERROR" {
-			names[off+uint32(next)] = en.marker
+		en := k.entry(e[:next])
+		en.offset = off
+		off += next
+		if en.head != "" {
+			l.chains[off] = foreign.Chain{Name: en.head}
 		}
 		all = append(all, en)
-		off += uint32(next)
 	}
-	var out []foreign.Chain
 	for _, en := range all {
-		if name, ok := names[en.offset]; ok {
-			c := foreign.Chain{Name: name}
-			if name == "FORWARD" {
-				c.Hook = foreign.Forward
-			}
+		if c, ok := l.chains[en.offset]; ok {
 			out = append(out, c)
 		}
-		if len(out) == 0 || en.marker != "" {
+		if len(out) == 0 || en.head != "" {
 			continue
 		}
 		c := &out[len(out)-1]
-		if c.Hook == foreign.Forward && en.offset == policy {
+		if l.policies[en.offset] {
 			c.Drop = en.rule.Verdict == foreign.Drop
+			// What follows until the next chain's beginning belongs to none.
+			out = append(out, foreign.Chain{})
 			continue
 		}
 		if en.jump > 0 {
-			en.rule.Verdict, en.rule.To = foreign.Jump, names[uint32(en.jump)]
+			to, ok := l.chains[en.jump]
+			if en.rule.To = to.Name; !ok { // a rule without a target leads to the next
+				en.rule.Verdict = foreign.Next
+			}
 		}
 		c.Rules = append(c.Rules, en.rule)
-		c.Number++
+	}
+	return slices.DeleteFunc(out, func(c foreign.Chain) bool { return c.Name == "" })
+}
+
+// entry reads one rule.
+func (k legacyKind) entry(e []byte) (en legacyEntry) {
+	target := int(binary.NativeEndian.Uint16(e[k.target:]))
+	if target < k.header || target+32 > len(e) {
+		return en
+	}
+	en.rule.Matches = append(k.fields(e), k.matches(e[k.header:target])...)
+	t := e[target:]
+	kind, data := cString(t[2:31]), t[32:]
+	u := reader{out: en.rule}
+	switch {
+	case kind == "ERROR":
+		en.head = cString(data)
+	case kind != "":
+		u.target(kind)
+		en.rule = u.out
+	case len(data) >= 4:
+		switch v := int32(binary.NativeEndian.Uint32(data)); {
+		case v >= 0:
+			en.jump, en.rule.Verdict = uint32(v), foreign.Jump
+			if e[k.flags]&k.flagGoto != 0 {
+				en.rule.Verdict = foreign.Goto
+			}
+		case v == -1: // -NF_DROP-1
+			en.rule.Verdict = foreign.Drop
+		case v == -2: // -NF_ACCEPT-1
+			en.rule.Verdict = foreign.Accept
+		case v == -5: // XT_RETURN
+			en.rule.Verdict = foreign.Return
+		default: // -NF_QUEUE-1
+			u.target("QUEUE")
+			en.rule = u.out
+		}
+	}
+	return en
+}
+
+// Inversions, the same for both families (ip_tables.h).
+const invIn, invOut, invSource, invDestination, invFragment, invProtocol = 0x01, 0x02, 0x08, 0x10, 0x20, 0x40
+
+// fields reads what every entry has.
+func (k legacyKind) fields(e []byte) (out []foreign.Match) {
+	inv := e[k.inversions]
+	if n, ok := k.name(e, 0); ok {
+		out = append(out, foreign.In{Names: []foreign.Name{n}, Not: inv&invIn != 0})
+	}
+	if n, ok := k.name(e, 1); ok {
+		out = append(out, foreign.Out{Names: []foreign.Name{n}, Not: inv&invOut != 0})
+	}
+	for i, bit := range []byte{invSource, invDestination} {
+		value, mask := e[i*k.address:(i+1)*k.address], e[(2+i)*k.address:(3+i)*k.address]
+		p, ok := prefixesOf(load{mask: mask, size: uint32(k.address), ipv6: k.domain == unix.AF_INET6}, [][]byte{value})
+		switch {
+		case !ok:
+			out = append(out, foreign.Unknown{})
+		case p[0].Bits() == 0 && inv&bit == 0:
+		case bit == invSource:
+			out = append(out, foreign.Source{Prefixes: p, Not: inv&bit != 0})
+		default:
+			out = append(out, foreign.Destination{Prefixes: p, Not: inv&bit != 0})
+		}
+	}
+	number := uint8(binary.NativeEndian.Uint16(e[k.protocol:]))
+	if k.flagProtocol == 0 && number != 0 || e[k.flags]&k.flagProtocol != 0 {
+		out = append(out, foreign.Protocol{Numbers: []uint8{number}, Not: inv&invProtocol != 0})
+	}
+	// Fragments, and IPv6's traffic class.
+	if e[k.flags]&^(k.flagGoto|k.flagProtocol) != 0 || inv&invFragment != 0 {
+		out = append(out, foreign.Unknown{})
 	}
 	return out
 }
 
-// entry reads one rule: its links, and its standard target's verdict.
-func (k legacyKind) entry(e []byte, target int) (r foreign.Rule, jump int32, marker string) {
-	name := func(at int) *foreign.Name {
-		text, mask := e[at:at+16], e[at+32:at+48]
-		n := &foreign.Name{Text: string(bytes.TrimRight(text, "\x00"))}
-		if n.Text == "" {
-			return nil
+// name reads the link that a packet comes in by (0) or leaves by (1). It is
+// compared as far as its mask goes: with its zero, or else it is a prefix.
+func (k legacyKind) name(e []byte, which int) (n foreign.Name, ok bool) {
+	at := k.link + 16*which
+	text, mask := e[at:at+16], e[at+32:at+48]
+	if mask[0] == 0 {
+		return n, false
+	}
+	n.Text = cString(text)
+	n.Prefix = len(n.Text) < 16 && mask[len(n.Text)] == 0
+	return n, true
+}
+
+// matches reads the matches between the header and the target: struct
+// xt_entry_match is size, name[29], revision, data.
+func (k legacyKind) matches(b []byte) (out []foreign.Match) {
+	for len(b) >= 32 {
+		size := int(binary.NativeEndian.Uint16(b))
+		if size < 32 || size > len(b) {
+			return append(out, foreign.Unknown{})
 		}
-		n.Prefix = mask[len(n.Text)] == 0
-		return n
-	}
-	r.IIF, r.OIF = name(k.iface), name(k.iface+16)
-	// Source, destination masks, protocol, flags and inversions, and matches
-	// between the header and the target.
-	r.Opaque = target > k.header
-	for _, s := range k.selective {
-		r.Opaque = r.Opaque || len(bytes.Trim(e[s.from:s.to], "\x00")) > 0
-	}
-	t := e[target:]
-	kind := string(bytes.TrimRight(t[2:31], "\x00"))
-	switch kind {
-	case "": // standard
-		v := int32(binary.NativeEndian.Uint32(t[32:]))
-		switch v {
-		case -1: // -NF_DROP-1
-			r.Verdict = foreign.Drop
-		case -2:
-			r.Verdict = foreign.Accept
-		case -5: // RETURN
-			r.Verdict = foreign.Return
-		default:
-			jump = v
+		info, err := xt.Unmarshal(cString(b[2:31]), k.proto, uint32(b[31]), b[32:size])
+		if err != nil {
+			return append(out, foreign.Unknown{})
 		}
-	case "ERROR":
-		marker = string(bytes.TrimRight(t[32:min(len(t), 62)], "\x00"))
-	case "REJECT":
-		r.Verdict = foreign.Drop
+		out = append(out, matchesOf(info)...)
+		b = b[size:]
 	}
-	return r, jump, marker
+	return out
+}
+
+func cString(b []byte) string {
+	s, _, _ := bytes.Cut(b, []byte{0})
+	return string(s)
 }
