@@ -1,31 +1,301 @@
 package demo_test
 
 import (
+	"bytes"
+	"fmt"
+	"io"
+	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
+	"golang.org/x/sys/unix"
+
+	"berth/internal/cli"
 	"berth/internal/nettest"
 )
 
-// TestDemo plays all demos with the real program, inside a test host, and
-// looks that nothing of it is left there.
-func TestDemo(t *testing.T) {
-	bin := filepath.Join(t.TempDir(), "berth")
-	if out, err := exec.Command("go", "build", "-o", bin, "berth/cmd/berth").CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
+// asProgram makes the test program be berth.
+const asProgram = "BERTH_TEST_AS_PROGRAM"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asProgram) != "" {
+		os.Exit(cli.Main(os.Args[1:]))
 	}
-	for _, brnf := range []bool{false, true} {
-		h := nettest.NewHost(t)
-		h.BrNetfilter(t, brnf)
-		before := h.Run(t, "sh", "-c", "ip -o link; ip netns list; nft list ruleset; sysctl net.ipv4.ip_forward; ls /run /var/lib/berth")
-		out := h.Run(t, bin, "demo", "--commands")
-		if !strings.Contains(out, "34 expectations met") || strings.Contains(out, "FAIL") {
-			t.Errorf("br_netfilter=%v:\n%s", brnf, out)
+	os.Exit(m.Run())
+}
+
+// program is where hosts find berth, which any user may run there.
+const program = "/run/berth-program"
+
+// newHost makes a host with the program in it.
+func newHost(t *testing.T) *nettest.Host {
+	t.Helper()
+	h := nettest.NewHost(t)
+	self, err := os.ReadFile("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(h.Path(program), self, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv(asProgram, "1")
+	return h
+}
+
+// traces is all that a demo might leave on a host.
+func traces(t *testing.T, h *nettest.Host) string {
+	t.Helper()
+	return h.Run(t, "sh", "-c", "ip -o link; ip netns list; nft list ruleset; sysctl net.ipv4.ip_forward; ls /run /var/lib/berth; grep -c . /proc/self/mounts")
+}
+
+var met = regexp.MustCompile(`(?m)^(\d+) expectations met$`)
+
+// allMet reports how many expectations were met, if all were.
+func allMet(t *testing.T, out string) int {
+	t.Helper()
+	m := met.FindStringSubmatch(out)
+	if m == nil || strings.Contains(out, "FAIL") {
+		t.Fatalf("the demo failed:\n%s", out)
+	}
+	n, err := strconv.Atoi(m[1])
+	if err != nil || n != strings.Count(out, "\n  ok   ") {
+		t.Errorf("%s, but there are %d", m[0], strings.Count(out, "\n  ok   "))
+	}
+	return n
+}
+
+// TestDemo plays all demos and looks that nothing of it is left.
+func TestDemo(t *testing.T) {
+	for _, tt := range []struct {
+		bridged bool
+		say     string
+	}{
+		{true, "neighbours are cut off"},
+		{false, "neighbours still reach each other"},
+	} {
+		t.Run(fmt.Sprintf("br_netfilter=%v", tt.bridged), func(t *testing.T) {
+			h := newHost(t)
+			h.BrNetfilter(t, tt.bridged)
+			before := traces(t, h)
+			out := h.Run(t, program, "demo", "--commands")
+			if n := allMet(t, out); n < 50 {
+				t.Errorf("%d expectations, want 50 or more:\n%s", n, out)
+			}
+			for _, want := range []string{"=== Demo 1:", "=== Demo 1.5:", "=== Demo 2:", "=== Demo 3:", "=== Demo 4:", "ip link add", "nft "} {
+				if !strings.Contains(out, want) {
+					t.Errorf("nothing says %q:\n%s", want, out)
+				}
+			}
+			if after := traces(t, h); after != before {
+				t.Errorf("the demo left something:\nbefore:\n%s\nafter:\n%s", before, after)
+			}
+		})
+	}
+}
+
+// TestSomeDemos plays what was asked for, beside a store and settings of the
+// user's own.
+func TestSomeDemos(t *testing.T) {
+	h := newHost(t)
+	h.Run(t, program, "network", "create", "mine")
+	before := traces(t, h)
+	t.Setenv("BERTH_ROOT", "/nowhere")
+	t.Setenv("BERTH_CONFIG", "/nowhere")
+	out := h.Run(t, program, "demo", "4", "1.5")
+	allMet(t, out)
+	for _, name := range []string{"1", "1.5", "2", "3", "4"} {
+		if want := name == "4" || name == "1.5"; strings.Contains(out, "Demo "+name+":") != want {
+			t.Errorf("demo %s was played: %v, want %v", name, !want, want)
 		}
-		if after := h.Run(t, "sh", "-c", "ip -o link; ip netns list; nft list ruleset; sysctl net.ipv4.ip_forward; ls /run /var/lib/berth"); after != before {
-			t.Errorf("the demo left something:\nbefore:\n%s\nafter:\n%s", before, after)
+	}
+	if after := traces(t, h); after != before {
+		t.Errorf("the demo changed the host:\nbefore:\n%s\nafter:\n%s", before, after)
+	}
+}
+
+// TestUser plays as somebody without rights.
+func TestUser(t *testing.T) {
+	h := newHost(t)
+	if out, err := h.Try("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "unshare", "-Urnm", "mount", "-t", "tmpfs", "none", "/run"); err != nil {
+		t.Skipf("this machine lets users make no namespaces: %s", out)
+	}
+	allMet(t, h.Run(t, "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", program, "demo"))
+}
+
+// TestRefused is told in one line where nothing is allowed.
+func TestRefused(t *testing.T) {
+	h := newHost(t)
+	out, err := h.Try("unshare", "-Ur", "sh", "-c", "echo 0 >/proc/sys/user/max_user_namespaces && exec setpriv --inh-caps=-all --bounding-set=-all "+program+" demo")
+	want := "berth: demo: on this machine only root may make a private host: run it with sudo\n"
+	if err == nil || out != want {
+		t.Errorf("err %v, output\n%s\nwant\n%s", err, out, want)
+	}
+}
+
+// TestInside looks that the flag that makes a host of the process's namespaces
+// does not do so to those of the user.
+func TestInside(t *testing.T) {
+	h := newHost(t)
+	before := traces(t, h)
+	own := strings.Fields(h.Run(t, "readlink", "/proc/self/ns/net", "/proc/self/ns/mnt"))
+	for _, flag := range []string{"x", own[0], own[1], own[0] + "," + own[1]} {
+		if out, err := h.Try(program, "demo", "--inside="+flag); err == nil {
+			t.Errorf("--inside=%s is accepted: %s", flag, out)
 		}
+	}
+	if after := traces(t, h); after != before {
+		t.Errorf("the flag changed the host:\nbefore:\n%s\nafter:\n%s", before, after)
+	}
+}
+
+// A player plays a demo step by step.
+type player struct {
+	t     *testing.T
+	h     *nettest.Host
+	cmd   *exec.Cmd
+	enter io.Writer
+	out   io.Reader
+	err   bytes.Buffer
+	heard []byte // all of the output so far
+	read  int    // how much of it the test has seen
+}
+
+func play(t *testing.T, args ...string) *player {
+	t.Helper()
+	h := newHost(t)
+	p := &player{t: t, h: h, cmd: h.Command(program, append([]string{"demo", "--step"}, args...)...)}
+	p.cmd.Stderr = &p.err
+	var err error
+	if p.enter, err = p.cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
+	if p.out, err = p.cmd.StdoutPipe(); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		p.cmd.Process.Kill() // it may have ended
+		p.cmd.Wait()         // its exit says nothing
+	})
+	return p
+}
+
+// until goes on, step by step, until a step is waiting.
+func (p *player) until(step string) {
+	p.t.Helper()
+	for b := make([]byte, 4096); ; {
+		new := p.heard[p.read:]
+		switch line := new[bytes.LastIndexByte(new, '\n')+1:]; {
+		case string(line) == step:
+			p.read = len(p.heard)
+			return
+		case bytes.Contains(line, []byte("$ ")):
+			p.read = len(p.heard)
+			p.next()
+		}
+		n, err := p.out.Read(b)
+		if err != nil {
+			p.t.Fatalf("no step %q: %v:\n%s%s", step, err, p.heard, &p.err)
+		}
+		p.heard = append(p.heard, b[:n]...)
+	}
+}
+
+func (p *player) next() {
+	p.t.Helper()
+	if _, err := io.WriteString(p.enter, "\n"); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+// inner is the process inside the private host. nsenter has become the demo.
+func (p *player) inner() int {
+	p.t.Helper()
+	// A process is the child of a thread.
+	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", p.cmd.Process.Pid))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	var all []string
+	for _, task := range tasks {
+		if out, err := os.ReadFile(task); err == nil { // a thread may have ended
+			all = append(all, strings.Fields(string(out))...)
+		}
+	}
+	if len(all) != 1 {
+		p.t.Fatalf("children %q, want one", all)
+	}
+	pid, err := strconv.Atoi(all[0])
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return pid
+}
+
+// within runs a command in a namespace of the private host.
+func (p *player) within(ns string, args ...string) {
+	p.t.Helper()
+	enter := []string{"-t", strconv.Itoa(p.inner()), "-n", "-m", "ip", "netns", "exec", ns}
+	if out, err := exec.Command("nsenter", append(enter, args...)...).CombinedOutput(); err != nil {
+		p.t.Fatalf("%v: %v: %s", args, err, out)
+	}
+}
+
+// TestBroken breaks one expectation, from outside.
+func TestBroken(t *testing.T) {
+	p := play(t, "1")
+	p.until("ns1$ ping 10.0.0.2")
+	p.within("ns1", "ip", "route", "add", "prohibit", "10.0.0.2")
+	p.next()
+	p.until("$ berth network connect --ip 10.0.0.1 link1 ns1")
+	p.within("ns1", "ip", "route", "del", "prohibit", "10.0.0.2")
+	p.next()
+	p.until("$ berth network rm link1")
+	p.next()
+	rest, err := io.ReadAll(p.out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.cmd.Wait() // the exit status is asked for below
+	want := "\n1 of 6 expectations failed:\n  demo 1: the host is not reachable yet (permission denied)\n"
+	if p.cmd.ProcessState.ExitCode() != 1 || !strings.HasSuffix(string(rest), want) || p.err.Len() > 0 {
+		t.Errorf("%v; output:\n%s%s%s\nwant status 1 and at its end\n%s", p.cmd.ProcessState, p.heard, rest, &p.err, want)
+	}
+}
+
+// TestEnds ends a demo half way, and looks that it takes everything with it.
+func TestEnds(t *testing.T) {
+	for _, sig := range []os.Signal{os.Interrupt, os.Kill} {
+		t.Run(sig.String(), func(t *testing.T) {
+			p := play(t, "1")
+			p.until("ns1$ nc -l 8080")
+			before := traces(t, p.h)
+			inner, err := unix.PidfdOpen(p.inner(), 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer unix.Close(inner)
+			if err := p.cmd.Process.Signal(sig); err != nil {
+				t.Fatal(err)
+			}
+			p.cmd.Wait() // its status is asked for below
+			const deadline = 20 * time.Second
+			if n, err := unix.Poll([]unix.PollFd{{Fd: int32(inner), Events: unix.POLLIN}}, int(deadline.Milliseconds())); n != 1 {
+				t.Errorf("the inner process lives on: %v", err)
+			}
+			if after := traces(t, p.h); after != before {
+				t.Errorf("something is left:\nbefore:\n%s\nafter:\n%s", before, after)
+			}
+			if sig == os.Interrupt && (p.cmd.ProcessState.ExitCode() != 1 || p.err.String() != "berth: demo: interrupted\n") {
+				t.Errorf("%v: %s", p.cmd.ProcessState, &p.err)
+			}
+		})
 	}
 }
