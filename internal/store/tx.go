@@ -88,17 +88,22 @@ func fromBolt(p any) bool {
 	}
 }
 
-// open opens one file. It returns nil if there is none.
-func (tx *Tx) open(l layout, writable bool) (*file, error) {
+// open opens one file and checks it. It returns nil if there is none. A file
+// that fails the check is closed, so nothing more is asked of it.
+func (tx *Tx) open(l layout, writable bool, check func(*file) error) (*file, error) {
 	f := &file{layout: l}
 	tx.at, tx.opening = l, f
 	err := f.open(writable)
+	missing := errors.Is(err, os.ErrNotExist)
+	if err == nil {
+		err = check(f)
+	}
 	tx.opening = nil
 	if err == nil {
 		return f, nil
 	}
 	f.close()
-	if errors.Is(err, os.ErrNotExist) {
+	if missing {
 		return nil, nil
 	}
 	return nil, err
@@ -107,23 +112,18 @@ func (tx *Tx) open(l layout, writable bool) (*file, error) {
 // openRun opens the run store. One of another boot is as good as none: what it
 // says was in the kernel is gone with the kernel. (On a tmpfs it is gone
 // itself; this is for a run directory on a disk.)
-func (tx *Tx) openRun() error {
-	f, err := tx.open(tx.s.run, tx.writable)
-	if err != nil {
-		return err
-	}
-	if f != nil {
-		tx.run = f
-		switch err := f.checkHost(tx.s); {
-		case err == nil:
-			return f.check()
-		case err != errOtherBoot:
+func (tx *Tx) openRun() (err error) {
+	check := func(f *file) error {
+		if err := f.checkHost(tx.s); err != nil {
 			return err
 		}
-		f.close()
-		tx.run = nil
+		return f.check()
 	}
-	if !tx.writable {
+	tx.run, err = tx.open(tx.s.run, tx.writable, check)
+	if err != nil && err != errOtherBoot {
+		return err
+	}
+	if tx.run != nil || !tx.writable {
 		return nil
 	}
 	err = tx.s.run.create(func(b *bolt.Bucket) error {
@@ -133,7 +133,7 @@ func (tx *Tx) openRun() error {
 	if err != nil {
 		return err
 	}
-	tx.run, err = tx.open(tx.s.run, true)
+	tx.run, err = tx.open(tx.s.run, true, check)
 	return err
 }
 
@@ -142,19 +142,15 @@ func (tx *Tx) openRoot() error {
 	if tx.rootOpened {
 		return nil
 	}
-	f, err := tx.open(tx.s.root, false)
+	f, err := tx.open(tx.s.root, false, (*file).check)
+	if errors.Is(err, errOldSchema) && tx.writable {
+		return tx.openRootToWrite()
+	}
 	if err != nil {
 		return err
 	}
 	tx.root, tx.rootOpened = f, true
-	if f == nil {
-		return nil
-	}
-	err = f.check()
-	if errors.Is(err, errOldSchema) && tx.writable {
-		return tx.openRootToWrite()
-	}
-	return err
+	return nil
 }
 
 // openRootToWrite opens the network file to write. Most updates never do, and
@@ -168,17 +164,17 @@ func (tx *Tx) openRootToWrite() error {
 	}
 	tx.root.close()
 	tx.root, tx.rootOpened = nil, false
-	f, err := tx.open(tx.s.root, true)
+	f, err := tx.open(tx.s.root, true, (*file).check)
 	if f == nil && err == nil {
 		if err = tx.s.root.create(func(*bolt.Bucket) error { return nil }); err == nil {
-			f, err = tx.open(tx.s.root, true)
+			f, err = tx.open(tx.s.root, true, (*file).check)
 		}
 	}
 	if err != nil {
 		return err
 	}
 	tx.root, tx.rootOpened = f, true
-	return f.check()
+	return nil
 }
 
 // commit keeps what was written in both files.
