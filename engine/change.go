@@ -85,12 +85,15 @@ func (e *Engine) try(ctx context.Context, locks func() ([]lock, error), fn chang
 		return err
 	}
 	defer unlock()
-	drifted, err := e.drifted(ctx)
-	if err != nil {
-		return err
-	}
-	if drifted {
-		return errHeal
+	// What a dry run has said is not there at its next look.
+	if !e.o.DryRun || !e.looked.Swap(true) {
+		drifted, err := e.drifted(ctx)
+		if err != nil {
+			return err
+		}
+		if drifted {
+			return errHeal
+		}
 	}
 	if locks != nil {
 		more, err := locks()

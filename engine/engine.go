@@ -21,6 +21,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"berth"
 	"berth/internal/ipam"
@@ -41,7 +42,8 @@ type Engine struct {
 	store  *store.Store
 	kernel *kernel.Kernel
 	verify bool
-	scrap  string // directory of a dry run's copy
+	scrap  string      // directory of a dry run's copy
+	looked atomic.Bool // a dry run has looked whether the firewall is still ours
 
 	mu      sync.Mutex // held over a change of the kernel; guards trusted
 	trusted uint32     // generation of the firewall whose rules were seen to be right; 0: none
