@@ -42,7 +42,10 @@ const buffer = 8 << 20
 // Conn.
 func Dial(ns *netns.NS) (*Conn, error) {
 	c := &Conn{ns: ns}
-	return c, c.dial()
+	if err := c.dial(); err != nil {
+		return nil, err
+	}
+	return c, nil
 }
 
 func (c *Conn) dial() error {
