@@ -113,7 +113,7 @@ func isolate(ctx context.Context, args []string, o options) error {
 	switch {
 	case ctx.Err() != nil:
 		return errors.New("demo: interrupted")
-	case errors.As(err, &status) && status.Exited():
+	case errors.As(err, &status) && (status.Exited() || signalOf(status) == unix.SIGPIPE): // "| head" has seen enough
 		return ErrFailed
 	case forbidden(err):
 		return errNotAllowed
@@ -121,6 +121,13 @@ func isolate(ctx context.Context, args []string, o options) error {
 		return fmt.Errorf("demo: %w", err)
 	}
 	return nil
+}
+
+func signalOf(e *exec.ExitError) syscall.Signal {
+	if w, ok := e.Sys().(syscall.WaitStatus); ok && w.Signaled() {
+		return w.Signal()
+	}
+	return 0
 }
 
 // errNotAllowed is all that a user is told where the kernel allows users

@@ -86,7 +86,7 @@ func TestDemo(t *testing.T) {
 			if n := allMet(t, out); n < 50 {
 				t.Errorf("%d expectations, want 50 or more:\n%s", n, out)
 			}
-			for _, want := range []string{"=== Demo 1:", "=== Demo 1.5:", "=== Demo 2:", "=== Demo 3:", "=== Demo 4:", "ip link add", "nft "} {
+			for _, want := range []string{"=== Demo 1:", "=== Demo 1.5:", "=== Demo 2:", "=== Demo 3:", "=== Demo 4:", "ip link add", "nft ", "\n\tchain forward {\n"} {
 				if !strings.Contains(out, want) {
 					t.Errorf("nothing says %q:\n%s", want, out)
 				}

@@ -26,6 +26,7 @@ type stage struct {
 	host   *host
 
 	act    string
+	table  string // the rules that answers have left out
 	met    int
 	failed []string
 }
@@ -71,6 +72,10 @@ func (s *stage) acts(wanted []string) error {
 
 // end sums up.
 func (s *stage) end() error {
+	if s.table != "" {
+		s.say("The table that the scripts above have left out:")
+		s.print("%s", s.paint(dim, s.table))
+	}
 	if len(s.failed) == 0 {
 		s.print("\n%s\n", s.paint(green, fmt.Sprintf("%d expectations met", s.met)))
 		return nil
@@ -107,8 +112,18 @@ func (s *stage) show(where, command string) {
 	s.print("\n")
 }
 
-// answer prints what a command says.
+// The rules of Berth's table in a script, from the first line to the last.
+const tableOpens, tableCloses = "table inet berth {\n", "\n}\n"
+
+// answer prints what a command says. The rules of Berth's table, which are the
+// same each time and fill some screens, are kept for the end.
 func (s *stage) answer(text string) {
+	before, rest, opens := strings.Cut(text, tableOpens)
+	body, after, closes := strings.Cut(rest, tableCloses)
+	if opens && closes {
+		s.table = tableOpens + body + tableCloses
+		text = fmt.Sprintf("%stable inet berth { … %d lines, printed at the end … }\n%s", before, strings.Count(body, "\n")+1, after)
+	}
 	for line := range strings.Lines(text) {
 		s.print("    %s\n", s.paint(dim, strings.TrimRight(line, "\n")))
 	}
