@@ -50,7 +50,7 @@ func newHost(t *testing.T) *nettest.Host {
 // traces is all that a demo might leave on a host.
 func traces(t *testing.T, h *nettest.Host) string {
 	t.Helper()
-	return h.Run(t, "sh", "-c", "ip -o link; ip netns list; nft list ruleset; sysctl net.ipv4.ip_forward; ls /run /var/lib/berth; grep -c . /proc/self/mounts")
+	return h.Run(t, "sh", "-c", "ls /sys/class/net; ip -o addr; ip netns list; nft -s list ruleset; sysctl net.ipv4.ip_forward; ls /run /var/lib/berth; grep -c . /proc/self/mounts")
 }
 
 var met = regexp.MustCompile(`(?m)^(\d+) expectations met$`)
