@@ -421,3 +421,54 @@ func BenchmarkTenThousand(b *testing.B) {
 		}
 	})
 }
+
+// TestReadMixesNoTwoStates: while somebody commits, a read shows one state or
+// says that it cannot.
+func TestReadMixesNoTwoStates(t *testing.T) {
+	t.Parallel()
+	h := nettest.NewHost(t)
+	writer, reader := dial(t, h), dial(t, h)
+	state := func(port int) (all []plan.Element) {
+		for i := range 300 {
+			all = append(all, element("publish_any4", fmt.Sprintf("tcp . %d", i+1), fmt.Sprintf("10.9.0.2 . %d", port)))
+		}
+		return all
+	}
+	apply(t, writer, plan.Transaction{Rebuild: true, Put: state(1)})
+	stop, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for from := 1; ; from = 3 - from {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if err := writer.Apply(plan.Transaction{Drop: state(from), Put: state(3 - from)}, "abc"); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	}()
+	whole := 0
+	for range 30 {
+		got, err := reader.Read()
+		if errors.Is(err, berth.ErrDrifted) {
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		values := map[string]int{}
+		for _, e := range got {
+			values[e.Value]++
+		}
+		if len(got) != 300 || len(values) != 1 {
+			t.Errorf("read %v", values)
+		}
+		whole++
+	}
+	close(stop)
+	<-done
+	t.Logf("%d of 30 reads were whole", whole)
+}
