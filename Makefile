@@ -26,8 +26,8 @@ lint:
 fuzz:
 	scripts/fuzz
 
-docs: build
-	rm -rf docs/man && mkdir -p docs/man && ./berth manual docs/man
+docs:
+	rm -rf docs/man && mkdir -p docs/man && $(GO) run ./cmd/berth-manual docs/man
 
 test-kernels:
 	scripts/test-kernels

@@ -1,13 +1,13 @@
 package demo
 
 import (
+	"bufio"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"net/netip"
 	"os"
 	"strings"
@@ -182,7 +182,7 @@ func talk(from, addr string) try {
 
 // A webServer serves one page.
 type webServer struct {
-	http.Server
+	net.Listener
 	// served counts the pages since the start.
 	served atomic.Int32
 	// client is who asked last.
@@ -197,18 +197,39 @@ func web(place, addr string) (*webServer, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &webServer{}
-	s.ReadHeaderTimeout = enough
-	s.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if a, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
-			from := a.Addr()
-			s.client.Store(&from)
+	s := &webServer{Listener: l}
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return // it was closed
+			}
+			go s.answer(c)
 		}
-		s.served.Add(1)
-		fmt.Fprint(w, page)
-	})
-	go func() { _ = s.Serve(l) }() // until it is closed
+	}()
 	return s, nil
+}
+
+// answer reads a request's head and sends the page. Package net/http would do
+// it, and make every start of berth longer.
+func (s *webServer) answer(c net.Conn) {
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(enough))
+	for r := bufio.NewReader(c); ; {
+		line, err := r.ReadString('\n')
+		if err != nil {
+			return
+		}
+		if strings.TrimSpace(line) == "" {
+			break
+		}
+	}
+	if a, err := netip.ParseAddrPort(c.RemoteAddr().String()); err == nil {
+		from := a.Addr()
+		s.client.Store(&from)
+	}
+	s.served.Add(1)
+	fmt.Fprintf(c, "HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(page), page)
 }
 
 // curl fetches the page.
