@@ -160,6 +160,8 @@ func whySysctl(x plan.SetSysctl) string {
 		return "a sandbox does not route between its networks"
 	case name == "accept_ra" && x.Value == "2":
 		return "an uplink believes its router although the host routes"
+	case name == "accept_dad":
+		return "link-local addresses serve at once, without duplicate address detection"
 	case name == "accept_ra":
 		return "no neighbour can announce itself as a router"
 	case name == "accept_redirects":

@@ -41,12 +41,10 @@ sysctl -qw net/ipv6/conf/all/forwarding=1
 # the bridge, with a fixed address: else it takes the lowest of its ports
 ip link add bt-back type bridge || true
 ip link set dev bt-back mtu 1400 address c2:0d:0a:d2:32:6b alias berth:bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb
-ip link set dev bt-back up
 
 # the bridge, with a fixed address: else it takes the lowest of its ports
 ip link add bt-front type bridge || true
 ip link set dev bt-front mtu 1500 address 1a:9b:7f:49:b5:e0 alias berth:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa
-ip link set dev bt-front up
 
 # a pair of interfaces, made where its ends belong
 ip link add bt11111111 type veth peer name eth0 netns web || true
@@ -81,6 +79,9 @@ sysctl -qw net/ipv4/conf/bt-back/route_localnet=0
 # no neighbour can bend a route
 sysctl -qw net/ipv4/conf/bt-front/accept_redirects=0
 
+# link-local addresses serve at once, without duplicate address detection
+sysctl -qw net/ipv6/conf/bt-front/accept_dad=0
+
 # no neighbour can announce itself as a router
 sysctl -qw net/ipv6/conf/bt-front/accept_ra=0
 
@@ -95,6 +96,9 @@ ip netns exec web sysctl -qw net/ipv4/conf/eth1/accept_redirects=0
 
 # a sandbox does not route between its networks
 ip netns exec web sysctl -qw net/ipv4/conf/eth1/forwarding=0
+
+# link-local addresses serve at once, without duplicate address detection
+ip netns exec web sysctl -qw net/ipv6/conf/eth0/accept_dad=0
 
 # no neighbour can announce itself as a router
 ip netns exec web sysctl -qw net/ipv6/conf/eth0/accept_ra=0
@@ -114,6 +118,8 @@ ip -n web addr replace fd00:9::2/64 dev eth0 nodad
 ip -n web addr replace 10.8.0.2/24 dev eth1
 
 # up, now that it is complete
+ip link set dev bt-back up
+ip link set dev bt-front up
 ip -n web link set dev eth0 up
 ip -n web link set dev eth1 up
 ip -n web link set dev lo up
