@@ -55,10 +55,11 @@ func newFloor(host *netns.NS) *floor {
 	return f
 }
 
-func (f *floor) attach(i int, sandbox *netns.NS) {
+// attach makes the endpoint i; its link is in a group, if that is not 0.
+func (f *floor) attach(i int, sandbox *netns.NS, group uint32) {
 	name := fmt.Sprintf("fl%d", i)
 	index := 1<<24 + rand.Int32N(1<<30)
-	f.create(name, index, sandbox)
+	f.create(name, index, sandbox, group)
 	f.decorate(index)
 	a4 := netip.AddrFrom4([4]byte{10, 200, byte((i + 2) >> 8), byte(i + 2)})
 	a6b := netip.MustParseAddr("fd99::").As16()
@@ -86,7 +87,7 @@ func (f *floor) publish(i int, a4, a6 netip.Addr) {
 	check(f.nft.Flush())
 }
 
-func (f *floor) create(name string, index int32, sandbox *netns.NS) {
+func (f *floor) create(name string, index int32, sandbox *netns.NS, group uint32) {
 	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK)
 	req.Sockets = f.socket
 	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
@@ -95,6 +96,9 @@ func (f *floor) create(name string, index int32, sandbox *netns.NS) {
 	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
 	req.AddData(nl.NewRtAttr(unix.IFLA_MTU, nl.Uint32Attr(1500)))
 	req.AddData(nl.NewRtAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(f.bridge))))
+	if group != 0 {
+		req.AddData(nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(group)))
+	}
 	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
 	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("veth"))
 	peer := info.AddRtAttr(nl.IFLA_INFO_DATA, nil).AddRtAttr(1, nil)
@@ -130,4 +134,13 @@ func (f *floor) detach(i int) {
 	defer h.Close()
 	l := must(h.LinkByName(fmt.Sprintf("fl%d", i)))
 	check(h.LinkDel(l))
+}
+
+// detachGroup is the kernel's deletion of a group of links.
+func (f *floor) detachGroup(group uint32) {
+	req := nl.NewNetlinkRequest(unix.RTM_DELLINK, unix.NLM_F_ACK)
+	req.Sockets = f.socket
+	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+	req.AddData(nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(group)))
+	must(req.Execute(unix.NETLINK_ROUTE, 0))
 }

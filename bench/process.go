@@ -5,68 +5,173 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 
 	"berth/internal/netns"
 )
 
-const cniPath = "/usr/lib/cni"
+// Where Debian keeps them.
+const (
+	cniPath  = "/usr/lib/cni"
+	netavark = "/usr/lib/podman/netavark"
+)
 
-// chain is what a container engine runs for one sandbox with one port: the
-// plugins of containernetworking, each with the result of the one before.
-var chain = []string{
-	`{"type":"bridge","bridge":"cni0","isGateway":true,"ipMasq":true,"ipam":{"type":"host-local","dataDir":"%s","ranges":[[{"subnet":"10.201.0.0/16"}]],"routes":[{"dst":"0.0.0.0/0"}]}`,
-	`{"type":"portmap","runtimeConfig":{"portMappings":[{"hostPort":%d,"containerPort":80,"protocol":"tcp"}]}`,
-	`{"type":"firewall"`,
+// A tool attaches a sandbox to a network of its host, with one port, and
+// detaches it, as processes.
+type tool struct {
+	name           string
+	attach, detach func(i int, sb *netns.NS)
+	in, out        sample
 }
 
-// cni runs the chain in a host.
-func cni(host, sandbox *netns.NS, dir string, i int) {
-	var prev json.RawMessage
-	for n, text := range chain {
-		switch n {
-		case 0:
-			text = fmt.Sprintf(text, dir)
-		case 1:
-			text = fmt.Sprintf(text, 30000+i)
-		}
-		text += `,"cniVersion":"0.4.0","name":"net"`
-		if prev != nil {
-			text += `,"prevResult":` + string(prev)
-		}
-		text += "}"
-		var head struct{ Type string }
-		check(json.Unmarshal([]byte(text), &head))
-		cmd := exec.Command("nsenter", "--net="+pathOf(host), cniPath+"/"+head.Type)
-		cmd.Env = append(os.Environ(), "CNI_COMMAND=ADD", fmt.Sprintf("CNI_CONTAINERID=c%d", i), "CNI_NETNS="+pathOf(sandbox), "CNI_IFNAME=eth0", "CNI_PATH="+cniPath)
-		cmd.Stdin = strings.NewReader(text)
-		out, err := cmd.Output()
-		if err != nil {
-			panic(fmt.Sprintf("%s: %v: %s", head.Type, err, out))
-		}
-		prev = out
-	}
-}
-
-// process compares whole processes: two calls of berth with Debian's chain of
-// four.
+// process compares whole processes: two calls of berth with what container
+// engines run.
 func process() []row {
-	if _, err := os.Stat(cniPath + "/portmap"); err != nil {
-		return []row{{"connect + publish as processes / Debian's CNI chain", "not measured", "not installed (apt-get install containernetworking-plugins)", "", "≤ 0.1", ""}}
-	}
 	b := newBed()
-	other := fresh()
-	_ = exec.Command("nsenter", "--net="+pathOf(other), "ip", "link", "set", "lo", "up").Run()
-	dir := must(os.MkdirTemp("/run", "cni-"))
-	var ours, theirs sample
-	for i := range rounds(20) {
-		s1, s2 := fresh(), fresh()
-		ours.timed(func() {
-			b.berthIn("network", "connect", "front", ref(s1))
-			b.berthIn("publish", ref(s1), fmt.Sprintf("%d:80", 30000+i))
-		})
-		theirs.timed(func() { cni(other, s2, dir, i) })
+	ours := &tool{
+		attach: func(i int, sb *netns.NS) {
+			b.berth("network", "connect", "front", ref(sb))
+			b.berth("publish", ref(sb), fmt.Sprintf("%d:80", 30000+i))
+		},
+		detach: func(_ int, sb *netns.NS) { b.berth("network", "disconnect", "front", ref(sb)) },
 	}
-	r := ours.median() / theirs.median()
-	return []row{compare("connect + publish as two processes / Debian's CNI chain (bridge, host-local, portmap, firewall)", ours, theirs, "≤ 0.1", r <= 0.1)}
+	var others []*tool
+	var rows []row
+	for _, t := range []struct {
+		make      func() *tool
+		file      string
+		name, pkg string
+		want      limit
+	}{
+		{cniTool, cniPath + "/portmap", "Debian's CNI chain (bridge, host-local, portmap, firewall)", "containernetworking-plugins", atMost(0.1)},
+		{netavarkTool, netavark, "Debian's netavark", "netavark", limit{}},
+	} {
+		what := "connect, then publish, as two processes / " + t.name
+		if _, err := os.Stat(t.file); err != nil {
+			rows = append(rows, row{what: what, unit: " ms", want: t.want, note: "not installed (" + t.pkg + ")"})
+			continue
+		}
+		other := t.make()
+		other.name = t.name
+		others = append(others, other)
+		rows = append(rows, row{what: what, unit: " ms", want: t.want})
+	}
+	n := rounds(20)
+	all := append([]*tool{ours}, others...)
+	sbs := several(n * len(all))
+	eachTurn(n, all, func(i, k int) { all[k].in.timed(func() { all[k].attach(i, sbs[i*len(all)+k]) }) })
+	left := left(b.host)
+	eachTurn(n, all, func(i, k int) { all[k].out.timed(func() { all[k].detach(i, sbs[i*len(all)+k]) }) })
+	for i := range rows {
+		rows[i].ours = ours.in
+		for _, o := range others {
+			if strings.HasSuffix(rows[i].what, o.name) {
+				rows[i].reference = o.in
+			}
+		}
+	}
+	for _, o := range others {
+		rows = append(rows, row{what: "disconnect as a process / " + o.name, ours: ours.out, reference: o.out, unit: " ms"})
+	}
+	return append(rows, row{what: "processes left after the commands", ours: sample{float64(left)}, want: limit{most: 0.5, absolute: true}})
+}
+
+// eachTurn lets everybody have a turn in each of n rounds, in changing order.
+func eachTurn(n int, all []*tool, fn func(i, k int)) {
+	for i := range n {
+		for k := range all {
+			fn(i, (i+k)%len(all))
+		}
+	}
+}
+
+// left counts the processes that run the berth program or are in a namespace.
+func left(ns *netns.NS) (n int) {
+	own := must(os.Stat(pathOf(ns)))
+	for _, dir := range must(filepath.Glob("/proc/[0-9]*")) {
+		exe, err := os.Readlink(dir + "/exe")
+		if err == nil && strings.HasPrefix(exe, berthBin) {
+			n++
+			continue
+		}
+		if at, err := os.Stat(dir + "/ns/net"); err == nil && os.SameFile(own, at) {
+			n++
+		}
+	}
+	return n
+}
+
+// cniTool is the chain of containernetworking's plugins, each with the result
+// of the one before, as libcni runs them.
+func cniTool() *tool {
+	host := fresh()
+	shell(host, "ip link set lo up")
+	dir := must(os.MkdirTemp("/run", "cni-"))
+	results := map[int]json.RawMessage{}
+	plugins := func(i int) []map[string]any {
+		ports := []map[string]any{{"hostPort": 30000 + i, "containerPort": 80, "protocol": "tcp"}}
+		return []map[string]any{
+			{"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true, "ipam": map[string]any{
+				"type": "host-local", "dataDir": dir,
+				"ranges": [][]map[string]string{{{"subnet": "10.201.0.0/16"}}},
+				"routes": []map[string]string{{"dst": "0.0.0.0/0"}},
+			}},
+			{"type": "portmap", "runtimeConfig": map[string]any{"portMappings": ports}},
+			{"type": "firewall"},
+		}
+	}
+	call := func(command string, i int, sb *netns.NS, conf map[string]any, prev json.RawMessage) json.RawMessage {
+		conf["cniVersion"], conf["name"] = "0.4.0", "net"
+		if prev != nil {
+			conf["prevResult"] = prev
+		}
+		cmd := exec.Command(filepath.Join(cniPath, conf["type"].(string)))
+		cmd.Env = append(os.Environ(), "CNI_COMMAND="+command, fmt.Sprintf("CNI_CONTAINERID=c%d", i), "CNI_NETNS="+pathOf(sb), "CNI_IFNAME=eth0", "CNI_PATH="+cniPath)
+		cmd.Stdin = strings.NewReader(string(must(json.Marshal(conf))))
+		return json.RawMessage(run(host, cmd))
+	}
+	return &tool{
+		attach: func(i int, sb *netns.NS) {
+			var prev json.RawMessage
+			for _, p := range plugins(i) {
+				prev = call("ADD", i, sb, p, prev)
+			}
+			results[i] = prev
+		},
+		detach: func(i int, sb *netns.NS) {
+			for _, p := range slices.Backward(plugins(i)) {
+				call("DEL", i, sb, p, results[i])
+			}
+		},
+	}
+}
+
+// netavarkTool is what Podman runs.
+func netavarkTool() *tool {
+	host := fresh()
+	shell(host, "ip link set lo up")
+	dir := must(os.MkdirTemp("/run", "netavark-"))
+	call := func(verb string, i int, sb *netns.NS) {
+		id := strconv.Itoa(i)
+		conf := map[string]any{
+			"container_id": strings.Repeat("c", 60) + fmt.Sprintf("%04d", i), "container_name": "c" + id,
+			"networks": map[string]any{"net": map[string]any{"interface_name": "eth0", "static_ips": []string{fmt.Sprintf("10.202.%d.%d", i/200, i%200+2)}}},
+			"network_info": map[string]any{"net": map[string]any{
+				"name": "net", "id": strings.Repeat("a", 64), "driver": "bridge", "network_interface": "podman9",
+				"subnets": []map[string]string{{"subnet": "10.202.0.0/16", "gateway": "10.202.0.1"}}, "created": "2026-01-01T00:00:00Z",
+				"ipv6_enabled": false, "internal": false, "dns_enabled": false, "ipam_options": map[string]string{"driver": "host-local"},
+			}},
+			"port_mappings": []map[string]any{{"container_port": 80, "host_ip": "", "host_port": 30000 + i, "protocol": "tcp", "range": 1}},
+		}
+		cmd := exec.Command(netavark, "--config", dir, verb, pathOf(sb))
+		cmd.Stdin = strings.NewReader(string(must(json.Marshal(conf))))
+		run(host, cmd)
+	}
+	return &tool{
+		attach: func(i int, sb *netns.NS) { call("setup", i, sb) },
+		detach: func(i int, sb *netns.NS) { call("teardown", i, sb) },
+	}
 }
