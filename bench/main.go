@@ -70,6 +70,7 @@ func measure() (err error) {
 	check(unix.Mount("", "/", "none", unix.MS_PRIVATE|unix.MS_REC, ""))
 	check(unix.Mount("tmpfs", "/run", "tmpfs", 0, ""))
 	check(unpack(os.NewFile(3, "berth"), berthBin))
+	load := loadAverage()
 	var rows []row
 	for _, p := range parts {
 		if !strings.Contains(p.name, *only) {
@@ -79,7 +80,7 @@ func measure() (err error) {
 		rows = append(rows, p.run()...)
 		fmt.Fprintf(os.Stderr, "%s: %.0f s\n", p.name, time.Since(start).Seconds())
 	}
-	text := render(rows)
+	text := render(rows, load)
 	fmt.Print(text)
 	if *out != "" {
 		return os.WriteFile(*out, []byte(text), 0o644)

@@ -47,8 +47,11 @@ func (s sample) over(t sample) sample {
 }
 
 func (s sample) format(unit string) string {
-	if len(s) == 0 {
+	switch len(s) {
+	case 0:
 		return ""
+	case 1:
+		return fmt.Sprintf("%g%s", s[0], unit)
 	}
 	n := 2
 	if s.median() >= 100 {
@@ -71,37 +74,36 @@ type row struct {
 // A limit is what is wanted of a ratio, or of our figure itself. The zero value
 // is a figure that is recorded only.
 type limit struct {
-	most, least float64
-	absolute    bool
+	sign     string // "≤" or "≥"
+	value    float64
+	absolute bool
 }
 
-func atMost(v float64) limit     { return limit{most: v} }
-func atLeast(v float64) limit    { return limit{least: v} }
-func itselfMost(v float64) limit { return limit{most: v, absolute: true} }
+func atMost(v float64) limit     { return limit{sign: "≤", value: v} }
+func atLeast(v float64) limit    { return limit{sign: "≥", value: v} }
+func itselfMost(v float64) limit { return limit{sign: "≤", value: v, absolute: true} }
 
 func (l limit) format(unit string) string {
+	if l.sign == "" {
+		return "recorded"
+	}
 	if !l.absolute {
 		unit = ""
 	}
-	switch {
-	case l.most > 0:
-		return fmt.Sprintf("≤ %g%s", l.most, unit)
-	case l.least > 0:
-		return fmt.Sprintf("≥ %g", l.least)
-	}
-	return "recorded"
+	return fmt.Sprintf("%s %g%s", l.sign, l.value, unit)
 }
 
 // met says whether a row is as wanted: its median is.
 func (r row) met() string {
-	ratio := r.ours.over(r.reference)
+	judged := r.ours.over(r.reference)
 	if r.want.absolute {
-		ratio = r.ours
+		judged = r.ours
 	}
-	switch {
-	case len(ratio) == 0 || r.want == (limit{}):
+	if len(judged) == 0 || r.want.sign == "" {
 		return ""
-	case r.want.most > 0 && ratio.median() > r.want.most, r.want.least > 0 && ratio.median() < r.want.least:
+	}
+	v := judged.median()
+	if r.want.sign == "≤" && v > r.want.value || r.want.sign == "≥" && v < r.want.value {
 		return "**no**"
 	}
 	return "yes"
@@ -109,7 +111,7 @@ func (r row) met() string {
 
 const preamble = `# Benchmarks
 
-Made by %[1]s on %s: Linux %s, %d cores, %s.
+Made by %[1]s on %s: Linux %s, %d cores, %s, load average %s at the start.
 
 How to run it, as root, on a machine that is otherwise idle:
 
@@ -134,14 +136,20 @@ How to read it:
 |---|---|---|---|---|---|
 `
 
-func render(rows []row) string {
+// loadAverage is how busy the machine was in the last minute.
+func loadAverage() string {
+	load, _, _ := strings.Cut(string(must(os.ReadFile("/proc/loadavg"))), " ")
+	return load
+}
+
+func render(rows []row, load string) string {
 	how := "`make bench`"
 	if *quick || *only != "" {
 		how = "a part of the rounds (not to be believed)"
 	}
 	release := strings.TrimSpace(string(must(os.ReadFile("/proc/sys/kernel/osrelease"))))
 	var b strings.Builder
-	fmt.Fprintf(&b, preamble, how, time.Now().UTC().Format("2006-01-02"), release, runtime.NumCPU(), runtime.Version())
+	fmt.Fprintf(&b, preamble, how, time.Now().UTC().Format("2006-01-02"), release, runtime.NumCPU(), runtime.Version(), load)
 	for _, r := range rows {
 		reference := r.reference.format(r.unit)
 		if reference == "" {
