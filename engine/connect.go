@@ -407,13 +407,17 @@ func (e *Engine) leave(ctx context.Context, ids []string, pick func(berth.Endpoi
 		l = departure{ids: ids, pick: pick}
 		return l.locks(ctx, e)
 	}
-	return e.do(ctx, locks, func(ctx context.Context) error {
+	err := e.do(ctx, locks, func(ctx context.Context) error {
 		err := e.commit(ctx, l.retire, nil)
 		if err != nil {
 			return err
 		}
 		return e.store.Update(ctx, l.forget)
 	})
+	for _, id := range l.gone { // best effort: a lock file without its sandbox is only a file
+		_ = e.store.Forget(store.LockSandbox, id)
+	}
+	return err
 }
 
 // A departure is the disconnection of endpoints.
@@ -421,6 +425,7 @@ type departure struct {
 	ids     []string
 	pick    func(berth.Endpoint) bool
 	leaving []berth.Endpoint
+	gone    []string // sandboxes that are forgotten with them
 	touch   touch
 }
 
@@ -533,6 +538,7 @@ func (l *departure) forget(tx *store.Tx) error {
 			return err
 		}
 		if len(eps) == 0 && (!sb.Owned || !alive(sb)) {
+			l.gone = append(l.gone, id)
 			if err := tx.DeleteSandbox(id); err != nil {
 				return err
 			}

@@ -212,7 +212,8 @@ func (e *Engine) run(ctx context.Context, steps []plan.Step) error {
 	// that were seen to be right. A change that changed nothing counts for
 	// none; then the next verb looks at the rules once more.
 	e.trusted += commits
-	return e.store.SetGeneration(e.trusted)
+	e.store.SetGeneration(e.trusted)
+	return nil
 }
 
 // drifted reports whether somebody else changed the firewall so that our rules
@@ -250,7 +251,8 @@ func (e *Engine) drifted(ctx context.Context) (bool, error) {
 		if !any {
 			return false, nil
 		}
-		return false, e.store.SetGeneration(gen)
+		e.store.SetGeneration(gen)
+		return false, nil
 	}
 	e.o.Log.Info("the firewall was changed by somebody else", "generation", gen)
 	return true, nil

@@ -201,7 +201,8 @@ func (e *Engine) mend(ctx context.Context, w world, want plan.State, d plan.Delt
 	if !left.Empty() {
 		return fmt.Errorf("the kernel did not become what was wanted (%s): %w", summary(e.report(w, left)), berth.ErrDrifted)
 	}
-	return e.store.SetGeneration(e.trusted)
+	e.store.SetGeneration(e.trusted)
+	return nil
 }
 
 func (e *Engine) mendParts(ctx context.Context, w world) error {

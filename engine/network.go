@@ -358,6 +358,8 @@ func (e *Engine) removeNetwork(ctx context.Context, ref string, o RemoveOptions)
 	if err != nil {
 		return err
 	}
+	// Best effort: a lock file without its network is only a file.
+	_ = e.store.Forget(store.LockNetwork, n.ID)
 	return e.forgetFacts(ctx)
 }
 

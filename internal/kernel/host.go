@@ -211,6 +211,9 @@ func (k *Kernel) Obstacles(networks []foreign.Network) ([]foreign.Obstacle, erro
 	if err != nil {
 		return nil, err
 	}
+	for i := range networks {
+		networks[i].Uplinks = k.defaultLinks()
+	}
 	bridged := foreign.Bridged{}
 	if v, err := k.host.sysctl("net/bridge/bridge-nf-call-iptables"); err == nil {
 		bridged.IPv4 = v == "1"
@@ -219,4 +222,29 @@ func (k *Kernel) Obstacles(networks []foreign.Network) ([]foreign.Obstacle, erro
 		bridged.IPv6 = v == "1"
 	}
 	return foreign.Obstacles(tables, networks, bridged), nil
+}
+
+// defaultLinks names the links of the host's default routes, as far as they
+// can be read.
+func (k *Kernel) defaultLinks() []string {
+	var out []string
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		h, err := k.host.handle()
+		if err != nil {
+			return out
+		}
+		routes, err := h.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+		if err != nil {
+			continue
+		}
+		for _, r := range routes {
+			if p := prefixOf(r.Dst); p.IsValid() && p.Bits() > 0 {
+				continue
+			}
+			if l, err := h.LinkByIndex(r.LinkIndex); err == nil && !slices.Contains(out, l.Attrs().Name) {
+				out = append(out, l.Attrs().Name)
+			}
+		}
+	}
+	return out
 }

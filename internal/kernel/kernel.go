@@ -48,7 +48,9 @@ type Kernel struct {
 	host   *place
 	places map[plan.Place]*place // open sandboxes, until Release
 	nft    *nft.Conn             // nil until needed
-	diag   *nl.NetlinkSocket     // nil until needed
+	// deleted says that elements were deleted by nft: its close waits then.
+	deleted bool
+	diag    *nl.NetlinkSocket // nil until needed
 }
 
 // Open opens the kernel of a host, whose namespace stays the caller's.
@@ -334,7 +336,8 @@ func laterTransaction(steps []plan.Step) bool {
 // forgotten and the firewall's socket, if it is not needed any more, is closed:
 // all three wait for grace periods of the kernel.
 func (s session) dropLinks(d plan.DropLinks, flush plan.FlushConntrack, firewall bool) error {
-	if !firewall && s.k.nft != nil {
+	if !firewall && s.k.nft != nil && s.k.deleted {
+		s.k.deleted = false
 		c := s.k.nft
 		s.k.nft = nil
 		s.k.late.Go(func() { c.Close() })
@@ -376,6 +379,7 @@ func (s session) do(step plan.Step) error {
 		if err != nil {
 			return err
 		}
+		s.k.deleted = s.k.deleted || step.Rebuild || step.Remove || len(step.Drop) > 0
 		return c.Apply(step, s.k.o.Store)
 	case plan.PutLink:
 		return s.put("put link", step.Key.Name, step.Key.Place, func(p *place) error { return s.putLink(p, step) })

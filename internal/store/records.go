@@ -391,10 +391,16 @@ func (s *Store) Generation() uint32 {
 }
 
 // SetGeneration keeps a number until the next reboot. It is a hint that saves
-// a look at the rules, so a lost or stale one does no harm; that is why it is a
-// file of its own and no record: every change would pay a second transaction.
-func (s *Store) SetGeneration(n uint32) error {
-	return os.WriteFile(s.generationPath(), binary.BigEndian.AppendUint32(nil, n), 0o600)
+// a look at the rules, so one that cannot be written, is lost, torn or stale
+// does no harm; that is why it is a file of its own and no record: every change
+// would pay a second transaction.
+func (s *Store) SetGeneration(n uint32) {
+	f, err := os.OpenFile(s.generationPath(), os.O_WRONLY|os.O_CREATE, 0o600)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	_, _ = f.WriteAt(binary.BigEndian.AppendUint32(nil, n), 0)
 }
 
 func (s *Store) generationPath() string { return filepath.Join(s.run.dir, "generation") }
