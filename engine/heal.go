@@ -60,6 +60,12 @@ func (e *Engine) Reconcile(ctx context.Context) (Report, error) {
 // there. Sandboxes whose namespace is gone are not read.
 func (e *Engine) compare(ctx context.Context, w world) (plan.State, plan.Delta, error) {
 	want := w.state()
+	sysctls := slices.Collect(maps.Keys(want.Sysctls))
+	for k := range w.facts.switched() {
+		if _, ok := want.Sysctls[k]; !ok {
+			sysctls = append(sysctls, k)
+		}
+	}
 	places := []plan.Place{plan.Host}
 	for id, sb := range w.sandboxes {
 		e.known.Store(plan.Place(id), sb)
@@ -75,9 +81,16 @@ func (e *Engine) compare(ctx context.Context, w world) (plan.State, plan.Delta, 
 	if err != nil {
 		return want, plan.Delta{}, err
 	}
-	have, err := e.kernel.Read(ctx, places, slices.Collect(maps.Keys(want.Sysctls)))
+	have, err := e.kernel.Read(ctx, places, sysctls)
 	if err != nil {
 		return want, plan.Delta{}, err
+	}
+	for k, on := range w.facts.switched() {
+		// A crash before the host's part was put back: it is Berth's still if it
+		// is as Berth left it.
+		if _, ok := want.Sysctls[k]; !ok && have.Sysctls[k] != on {
+			delete(have.Sysctls, k)
+		}
 	}
 	e.trusted = gen
 	return want, plan.Diff(have, want), nil
@@ -100,7 +113,7 @@ func (e *Engine) heal(ctx context.Context, first func(*store.Tx) error) (Report,
 	if err != nil {
 		return Report{}, err
 	}
-	e.keepForwarding(&d, w.facts)
+	e.keepForwarding(&d, w.facts, e.o.Notice)
 	r := e.report(w, d)
 	if err := e.mend(ctx, w, want, d); err != nil {
 		return r, err
@@ -197,7 +210,7 @@ func (e *Engine) mend(ctx context.Context, w world, want plan.State, d plan.Delt
 	if err != nil {
 		return err
 	}
-	e.keepForwarding(&left, w.facts)
+	e.keepForwarding(&left, w.facts, func(string) {})
 	if !left.Empty() {
 		return fmt.Errorf("the kernel did not become what was wanted (%s): %w", summary(e.report(w, left)), berth.ErrDrifted)
 	}
@@ -210,7 +223,7 @@ func (e *Engine) mendParts(ctx context.Context, w world) error {
 	if err != nil {
 		return err
 	}
-	e.keepForwarding(&d, w.facts)
+	e.keepForwarding(&d, w.facts, func(string) {})
 	of := map[string][]berth.Endpoint{}
 	for _, ep := range w.endpoints {
 		of[ep.Sandbox] = append(of[ep.Sandbox], ep)
@@ -251,8 +264,8 @@ func (e *Engine) finish(ctx context.Context, w world) error {
 	if err := e.run(ctx, pending); err != nil {
 		return err
 	}
-	// Without a network, what the host was like is to be learned anew.
-	forget := len(w.networks) == 0 && w.facts != (facts{})
+	kept := w.facts.of(w.list())
+	forget := kept != w.facts
 	work := forget || slices.ContainsFunc(w.endpoints, func(ep berth.Endpoint) bool { return ep.Leaving })
 	for _, g := range gone {
 		work = work || g
@@ -262,7 +275,7 @@ func (e *Engine) finish(ctx context.Context, w world) error {
 	}
 	return e.store.Update(ctx, func(tx *store.Tx) error {
 		if forget {
-			if err := writeFacts(tx, facts{}); err != nil {
+			if err := writeFacts(tx, kept); err != nil {
 				return err
 			}
 		}
@@ -288,7 +301,7 @@ func (e *Engine) finish(ctx context.Context, w world) error {
 
 // keepForwarding takes the host's forwarding out of what is dropped where it
 // was on before Berth, or where somebody else has come to need it.
-func (e *Engine) keepForwarding(d *plan.Delta, f facts) {
+func (e *Engine) keepForwarding(d *plan.Delta, f facts, notice func(string)) {
 	keep := func(path string, fam *forwarding) {
 		k := plan.SysctlKey{Place: plan.Host, Path: path}
 		if _, dropped := d.Drop.Sysctls[k]; !dropped {
@@ -307,7 +320,10 @@ func (e *Engine) keepForwarding(d *plan.Delta, f facts) {
 		}
 		if why != "" {
 			delete(d.Drop.Sysctls, k)
-			e.o.Notice(fmt.Sprintf("forwarding stays on: %s may need it; to switch it off: sysctl -w %s=0", why, strings.ReplaceAll(path, "/", ".")))
+			for _, l := range fam.AcceptRA { // with forwarding on, 1 is none
+				delete(d.Drop.Sysctls, acceptRA(l))
+			}
+			notice(fmt.Sprintf("forwarding stays on: %s may need it; to switch it off: sysctl -w %s=0", why, strings.ReplaceAll(path, "/", ".")))
 		}
 	}
 	keep(plan.Forward4, f.V4)

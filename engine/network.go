@@ -346,7 +346,7 @@ func (e *Engine) removeNetwork(ctx context.Context, ref string, o RemoveOptions)
 		if err != nil {
 			return err
 		}
-		e.keepForwarding(&d, was)
+		e.keepForwarding(&d, was, e.o.Notice)
 		if err := e.apply(ctx, d); err != nil {
 			return &refusal{err: err}
 		}
@@ -375,14 +375,7 @@ func (e *Engine) forgetFacts(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		v4, v6 := families(all)
-		if !v4 {
-			f.V4 = nil
-		}
-		if !v6 {
-			f.V6 = nil
-		}
-		return writeFacts(tx, f)
+		return writeFacts(tx, f.of(all))
 	})
 }
 

@@ -92,6 +92,39 @@ func (e *Engine) learn6(uplinks []string) (*forwarding, error) {
 	return f, nil
 }
 
+// of forgets the families that no network routes: what the host was like is
+// learned anew with the next.
+func (f facts) of(networks []berth.Network) facts {
+	v4, v6 := families(networks)
+	if !v4 {
+		f.V4 = nil
+	}
+	if !v6 {
+		f.V6 = nil
+	}
+	return f
+}
+
+// switched are the host's sysctls that Berth found otherwise and switched on,
+// each with the value it then has.
+func (f facts) switched() map[plan.SysctlKey]string {
+	on := map[plan.SysctlKey]string{}
+	if f.V4 != nil && f.V4.Was == "0" {
+		on[plan.SysctlKey{Place: plan.Host, Path: plan.Forward4}] = "1"
+	}
+	if f.V6 != nil && f.V6.Was == "0" {
+		on[plan.SysctlKey{Place: plan.Host, Path: plan.Forward6}] = "1"
+		for _, l := range f.V6.AcceptRA {
+			on[acceptRA(l)] = "2"
+		}
+	}
+	return on
+}
+
+func acceptRA(link string) plan.SysctlKey {
+	return plan.SysctlKey{Place: plan.Host, Path: "net/ipv6/conf/" + link + "/accept_ra"}
+}
+
 // base is the plan of the host's own part. networks are all that there are.
 func (f facts) base(networks []berth.Network) plan.State {
 	if len(networks) == 0 {
