@@ -4,6 +4,7 @@ import (
 	"errors"
 	"flag"
 	"maps"
+	"os"
 	"os/exec"
 	"strconv"
 	"testing"
@@ -17,7 +18,20 @@ import (
 var update = flag.Bool("update", false, "rewrite testdata/*.txtar")
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"berth": nettest.Inside(main)})
+	testscript.Main(tidy{m}, map[string]func(){"berth": nettest.Inside(main)})
+}
+
+// tidy removes what all tests of a run shared.
+type tidy struct{ *testing.M }
+
+func (m tidy) Run() int {
+	defer func() {
+		for _, dir := range scrap {
+			os.RemoveAll(dir) // best effort: it is below the directory for such
+		}
+	}()
+	flag.Set("test.parallel", "16") // they wait for the kernel, which waits for grace periods
+	return m.M.Run()
 }
 
 // TestScripts runs the command line's specification, testdata/*.txtar, each in

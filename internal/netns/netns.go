@@ -9,6 +9,8 @@ import (
 	"runtime"
 	"sync/atomic"
 
+	"berth/internal/crash"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -138,6 +140,7 @@ func Create(name string) error {
 		return err
 	}
 	f.Close()
+	crash.Point("netns.not yet pinned")
 	err = onThread(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return os.NewSyscallError("unshare", err)
@@ -157,6 +160,7 @@ func Remove(name string) error {
 	if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 		return os.NewSyscallError("umount", err)
 	}
+	crash.Point("netns.no longer pinned")
 	if err := os.Remove(Path(name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
@@ -174,6 +178,7 @@ func shareDir() error {
 		if err := unix.Mount(Dir, Dir, "none", unix.MS_BIND|unix.MS_REC, ""); err != nil {
 			return os.NewSyscallError("mount", err)
 		}
+		crash.Point("netns.not yet shared")
 		err = unix.Mount("", Dir, "none", unix.MS_SHARED|unix.MS_REC, "")
 	}
 	return os.NewSyscallError("mount", err)
