@@ -1,4 +1,4 @@
-# Every target can be run alone, as root, on a bare Debian machine with Go: it
+# Every target can be run alone on a bare Debian machine with Go, as root: it
 # installs what it needs (scripts/setup).
 GO ?= go
 export CGO_ENABLED = 0
@@ -13,7 +13,6 @@ test:
 	$(GO) test -p 2 -timeout 20m ./...
 
 demo: build
-	scripts/setup
 	./berth demo
 
 bench:
@@ -27,7 +26,9 @@ fuzz:
 	scripts/fuzz
 
 docs:
+	scripts/setup
 	rm -rf docs/man && mkdir -p docs/man && $(GO) run ./cmd/berth-manual docs/man
+	$(GO) test ./docs -update
 
 test-kernels:
 	scripts/test-kernels
