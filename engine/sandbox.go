@@ -257,6 +257,9 @@ func (e *Engine) recorded(ctx context.Context, ref string) (sb berth.Sandbox, er
 		sb, err = tx.Sandbox(found.ID)
 		return err
 	})
+	if errors.Is(err, berth.ErrNotFound) {
+		err = fmt.Errorf("it is on no network: %w", berth.ErrNotFound) // its id tells a user nothing
+	}
 	return sb, err
 }
 
