@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"berth/engine"
+	"berth/internal/netns"
 )
 
 // A step is a pair of hosts that have so many endpoints already.
@@ -32,26 +33,24 @@ func attach() []row {
 		}
 		ladder = append(ladder, s)
 	}
-	n := rounds(24)
-	mine, theirs := several(n*len(ladder)), several(n*len(ladder))
-	for i := range n {
-		for j, s := range ladder {
+	var mine []*netns.NS // what was attached, in the order of it
+	for i := range rounds(24) {
+		for _, s := range ladder {
+			a, b := fresh(), fresh()
 			k := s.from - 1 + i
-			a, b := mine[i*len(ladder)+j], theirs[i*len(ladder)+j]
 			turn(i, func() {
 				s.attach[0].timed(func() {
 					s.connectOnly.timed(func() { s.ours.connect(a) })
 					s.ours.publish(a, fmt.Sprintf("%d:80", 10000+k))
 				})
 			}, func() { s.attach[1].timed(func() { s.floor.attach(k, b, 0) }) })
+			mine = append(mine, a)
 		}
 	}
-	for i := range n {
-		for j, s := range ladder {
-			a := mine[i*len(ladder)+j]
-			turn(i, func() { s.detach[0].timed(func() { s.ours.disconnect(a) }) },
-				func() { s.detach[1].timed(func() { s.floor.detach(s.from - 1 + i) }) })
-		}
+	for j, a := range mine {
+		i, s := j/len(ladder), ladder[j%len(ladder)]
+		turn(i, func() { s.detach[0].timed(func() { s.ours.disconnect(a) }) },
+			func() { s.detach[1].timed(func() { s.floor.detach(s.from - 1 + i) }) })
 	}
 	return append(climb(ladder), bulk()...)
 }

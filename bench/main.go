@@ -13,6 +13,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"iter"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -149,12 +150,20 @@ func must[T any](v T, err error) T {
 	return v
 }
 
-// rounds is n, or few when only trying.
-func rounds(n int) int {
+// rounds counts to n, or to few when only trying; on a slow machine not longer
+// than its time, but never to so few that nothing can be said.
+func rounds(n int) iter.Seq[int] {
+	least, most := 8, 40*time.Second
 	if *quick {
-		return max(4, n/8)
+		n, least, most = max(4, n/8), 4, 10*time.Second
 	}
-	return n
+	return func(yield func(int) bool) {
+		for i, start := 0, time.Now(); i < n && (i < least || time.Since(start) < most); i++ {
+			if !yield(i) {
+				return
+			}
+		}
+	}
 }
 
 // turn runs a and b, in the other order each time, so that a drift of the

@@ -59,12 +59,20 @@ func process() []row {
 		others = append(others, other)
 		rows = append(rows, row{what: what, unit: " ms", want: t.want})
 	}
-	n := rounds(20)
 	all := append([]*tool{ours}, others...)
-	sbs := several(n * len(all))
-	eachTurn(n, all, func(i, k int) { all[k].in.timed(func() { all[k].attach(i, sbs[i*len(all)+k]) }) })
+	var sbs []*netns.NS
+	for i := range rounds(20) {
+		sbs = append(sbs, several(len(all))...)
+		for k := range all { // everybody is first at times
+			k = (i + k) % len(all)
+			all[k].in.timed(func() { all[k].attach(i, sbs[i*len(all)+k]) })
+		}
+	}
 	left := left(b.host)
-	eachTurn(n, all, func(i, k int) { all[k].out.timed(func() { all[k].detach(i, sbs[i*len(all)+k]) }) })
+	for j, sb := range sbs {
+		i, t := j/len(all), all[j%len(all)]
+		t.out.timed(func() { t.detach(i, sb) })
+	}
 	for i := range rows {
 		rows[i].ours = ours.in
 		for _, o := range others {
@@ -77,15 +85,6 @@ func process() []row {
 		rows = append(rows, row{what: "disconnect as a process / " + o.name, ours: ours.out, reference: o.out, unit: " ms"})
 	}
 	return append(rows, row{what: "processes left after the commands", ours: sample{float64(left)}, want: itselfMost(0)})
-}
-
-// eachTurn lets everybody have a turn in each of n rounds, in changing order.
-func eachTurn(n int, all []*tool, fn func(i, k int)) {
-	for i := range n {
-		for k := range all {
-			fn(i, (i+k)%len(all))
-		}
-	}
 }
 
 // left counts the processes that run the berth program or are in a namespace.
