@@ -41,7 +41,10 @@ func (s PortSpec) String() string {
 	if s.HostLow != 0 || s.HostIP.IsValid() {
 		b.WriteByte(':')
 	}
-	return b.String() + strconv.Itoa(int(s.Port)) + "/" + string(s.Protocol)
+	if s.Port != 0 { // to unpublish, host ports may be all that is known
+		b.WriteString(strconv.Itoa(int(s.Port)))
+	}
+	return b.String() + "/" + string(s.Protocol)
 }
 
 // ParsePortSpec reads what follows -p, in Docker's grammar:

@@ -79,6 +79,7 @@ type publication struct {
 	ports    []berth.Port // now published
 	replaced []berth.Port // and no longer
 	chosen   map[berth.PortKey]bool
+	beside   map[berth.PortKey]bool // chosen, taken for any host address
 }
 
 // locks are the sandbox, its networks (route_localnet depends on whether any
@@ -144,7 +145,8 @@ func (p *publication) look() (err error) {
 // admit records the ports and returns what they change.
 func (p *publication) admit(tx *store.Tx) (plan.Delta, error) {
 	var d plan.Delta
-	p.ports, p.replaced, p.chosen = nil, nil, map[berth.PortKey]bool{}
+	p.ports, p.replaced = nil, nil
+	p.chosen, p.beside = map[berth.PortKey]bool{}, map[berth.PortKey]bool{}
 	if err := p.target(tx); err != nil {
 		return d, err
 	}
@@ -335,8 +337,8 @@ func (p *publication) take(tx *store.Tx, s berth.PortSpec, hosts []netip.Addr, p
 			Sandbox: p.sb.ID, Network: p.network.ID, Interface: p.ep.Interface, To: netip.AddrPortFrom(to, s.Port),
 		}
 		same, old, err := p.free(tx, n)
-		if busy != nil && (errors.Is(err, berth.ErrConflict) || same || len(old) > 0) {
-			if *busy = err; err == nil {
+		if busy != nil && (errors.Is(err, berth.ErrConflict) || errors.Is(err, errTwice) || errors.Is(err, errAgain) || same || len(old) > 0) {
+			if *busy = err; err == nil || errors.Is(err, errAgain) {
 				*busy = fmt.Errorf("port %s is published", portName(n.PortKey))
 			}
 			return nil, nil
@@ -352,6 +354,7 @@ func (p *publication) take(tx *store.Tx, s berth.PortSpec, hosts []netip.Addr, p
 	}
 	for _, n := range out {
 		p.chosen[n.PortKey] = true
+		p.beside[anyHost(n.PortKey)] = true
 	}
 	p.replaced = append(p.replaced, replaced...)
 	if out == nil {
@@ -360,12 +363,14 @@ func (p *publication) take(tx *store.Tx, s berth.PortSpec, hosts []netip.Addr, p
 	return out, nil
 }
 
+var errTwice = fmt.Errorf("asked for twice: %w", berth.ErrInvalid)
+
 // free reports whether a port may be published: free, published as it is
 // already (same), or to be taken over (old).
 func (p *publication) free(tx *store.Tx, n berth.Port) (same bool, old []berth.Port, err error) {
 	for k := range p.near(n.PortKey) {
-		if p.chosen[k] {
-			return false, nil, fmt.Errorf("port %s is asked for twice: %w", portName(n.PortKey), berth.ErrInvalid)
+		if p.chosen[k] || n.HostIP.IsUnspecified() && p.beside[k] {
+			return false, nil, fmt.Errorf("port %s is %w", portName(n.PortKey), errTwice)
 		}
 	}
 	at, err := tx.PortsAt(n.Protocol, n.HostPort)
@@ -403,13 +408,18 @@ func (p *publication) free(tx *store.Tx, n berth.Port) (same bool, old []berth.P
 // near are the keys chosen in this call that may overlap k.
 func (p *publication) near(k berth.PortKey) map[berth.PortKey]bool {
 	out := map[berth.PortKey]bool{k: true}
-	any := k
-	any.HostIP = netip.IPv6Unspecified()
-	if k.HostIP.Is4() {
-		any.HostIP = netip.IPv4Unspecified()
-	}
-	out[any] = true
+	out[anyHost(k)] = true
 	return out
+}
+
+// anyHost is the key of the same port at every host address of its family.
+func anyHost(k berth.PortKey) berth.PortKey {
+	if k.HostIP.Is4() {
+		k.HostIP = netip.IPv4Unspecified()
+	} else {
+		k.HostIP = netip.IPv6Unspecified()
+	}
+	return k
 }
 
 // overlap reports whether one packet could be meant for both host addresses.
