@@ -198,9 +198,11 @@ func (e *Engine) find(ctx context.Context, ref string) (berth.Sandbox, *netns.NS
 	err = e.store.View(ctx, func(tx *store.Tx) error {
 		known, err := tx.Sandbox(sb.ID)
 		if err == nil {
-			// The same namespace by another way; the way that is open now is
-			// the one to remember.
-			known.Path, known.Cookie = sb.Path, sb.Cookie
+			// The same namespace by another way. The way that is known is kept
+			// while it is open, unless it is a process's, which may end first.
+			if inProc(known.Path) && !inProc(sb.Path) || !alive(known) {
+				known.Path, known.Cookie = sb.Path, sb.Cookie
+			}
 			sb = known
 		}
 		return ignore(err, berth.ErrNotFound)
@@ -211,6 +213,8 @@ func (e *Engine) find(ctx context.Context, ref string) (berth.Sandbox, *netns.NS
 	}
 	return e.meet(sb, ns)
 }
+
+func inProc(path string) bool { return strings.HasPrefix(path, "/proc/") }
 
 // meet refuses the host itself and remembers how to find a sandbox.
 func (e *Engine) meet(sb berth.Sandbox, ns *netns.NS) (berth.Sandbox, *netns.NS, error) {
