@@ -93,6 +93,11 @@ func (e *Engine) compare(ctx context.Context, w world) (plan.State, plan.Delta, 
 		}
 	}
 	e.trusted = gen
+	// Uplinks come and go: one that is not there needs nothing.
+	maps.DeleteFunc(want.Sysctls, func(k plan.SysctlKey, v string) bool {
+		_, there := have.Sysctls[k]
+		return !there && plan.BelievesRA(k, v)
+	})
 	return want, plan.Diff(have, want), nil
 }
 

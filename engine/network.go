@@ -36,7 +36,7 @@ func (e *Engine) createNetwork(ctx context.Context, spec NetworkSpec) (berth.Net
 		return n, err
 	}
 	var final berth.Network
-	err = e.do(ctx, nil, func(ctx context.Context) error {
+	err = e.do(ctx, func() ([]lock, error) { return []lock{baseLock}, nil }, func(ctx context.Context) error {
 		// Asked again where it counts; here, so that its own bridge is not what
 		// the user is told of.
 		if o, err := e.network(ctx, n.Name); err == nil && o.Name == n.Name {
@@ -59,6 +59,11 @@ func (e *Engine) createNetwork(ctx context.Context, spec NetworkSpec) (berth.Net
 	})
 	return final, err
 }
+
+// baseLock is held by what may change the host's own part, which comes with the
+// first network and goes with the last: else the table that one makes is the
+// one that the other removes.
+var baseLock = lock{store.LockNetwork, "base", true}
 
 var errNetworkExists = fmt.Errorf("there is a network of that name: %w", berth.ErrExists)
 
@@ -269,7 +274,8 @@ func withGateway(s berth.Subnet) berth.Subnet {
 // subnet checks one subnet that was asked for, or finds one of its size.
 func (e *Engine) subnet(n berth.Network, s berth.Subnet, all []berth.Network, taken []netip.Prefix, host survey) (berth.Subnet, error) {
 	if s.Prefix.Addr().IsUnspecified() && s.Prefix.Bits() > 0 {
-		p, err := ipam.SubnetOfSize(e.pools(), s.Prefix.Bits(), s.Prefix.Addr().Is6(), taken)
+		pools := slices.Concat(e.pools(), []ipam.Pool{ipam.ULAPool(host.ulaID)})
+		p, err := ipam.SubnetOfSize(pools, s.Prefix.Bits(), s.Prefix.Addr().Is6(), taken)
 		if err != nil {
 			return s, err
 		}
@@ -325,7 +331,7 @@ func (e *Engine) removeNetwork(ctx context.Context, ref string, o RemoveOptions)
 	if err := e.vacate(ctx, n, o); err != nil {
 		return err
 	}
-	locks := func() ([]lock, error) { return []lock{{store.LockNetwork, n.ID, true}}, nil }
+	locks := func() ([]lock, error) { return []lock{baseLock, {store.LockNetwork, n.ID, true}}, nil }
 	var was facts
 	err = e.do(ctx, locks, func(ctx context.Context) error {
 		var d plan.Delta

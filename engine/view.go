@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 
 	"berth"
 	"berth/internal/plan"
@@ -138,6 +139,13 @@ func (f facts) base(networks []berth.Network) plan.State {
 	if f.V6 != nil {
 		up.V6, up.AcceptRA = f.V6.Uplinks, f.V6.AcceptRA
 	}
+	// A foreign bridge was here before, and is no stranger while it is a
+	// network: its sandboxes have a way out.
+	isNetwork := func(link string) bool {
+		return slices.ContainsFunc(networks, func(n berth.Network) bool { return n.Bridge == link })
+	}
+	up.V4 = slices.DeleteFunc(slices.Clone(up.V4), isNetwork)
+	up.V6 = slices.DeleteFunc(slices.Clone(up.V6), isNetwork)
 	return plan.Base(v4, v6, up)
 }
 

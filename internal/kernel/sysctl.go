@@ -33,8 +33,8 @@ func (p *place) sysctl(path string) (value string, err error) {
 // would ask the poller about every file: nine of these are half a connect.
 func setSysctl(path, value string) error {
 	fd, err := unix.Open(root+path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
-	if err == unix.ENOENT && strings.HasPrefix(path, "net/ipv6/") && !have(root+"net/ipv6") {
-		return nil // without IPv6 all of it is closed
+	if err == unix.ENOENT {
+		return missing(path, value, exists)
 	}
 	if err != nil {
 		return err
@@ -42,12 +42,6 @@ func setSysctl(path, value string) error {
 	defer unix.Close(fd)
 	_, err = unix.Write(fd, []byte(value))
 	return err
-}
-
-// have reports whether a file is there.
-func have(path string) bool {
-	_, err := os.Stat(path)
-	return err == nil
 }
 
 func exists(path string) bool {

@@ -104,7 +104,7 @@ func (b *builder) globalSysctls() {
 		switch {
 		case isForward(k):
 			forward = append(forward, SetSysctl{k, b.d.Put.Sysctls[k]})
-		case strings.HasSuffix(k.Path, "/accept_ra") && b.d.Put.Sysctls[k] == "2":
+		case BelievesRA(k, b.d.Put.Sysctls[k]):
 			b.add(SetSysctl{k, "2"})
 		}
 	}
@@ -328,6 +328,13 @@ func (b *builder) lastGuards() {
 
 func isForward(k SysctlKey) bool {
 	return k.Place == Host && (k.Path == Forward4 || k.Path == Forward6)
+}
+
+// BelievesRA reports whether k lets an uplink go on believing router
+// advertisements while the host forwards. It is the one sysctl of links that
+// are not Berth's.
+func BelievesRA(k SysctlKey, value string) bool {
+	return k.Place == Host && strings.HasSuffix(k.Path, "/accept_ra") && value == "2"
 }
 
 func isWay(k SysctlKey) bool { return strings.HasSuffix(k.Path, "/route_localnet") }
