@@ -117,6 +117,9 @@ func (p *place) read(state *plan.State, pairs map[string][]plan.LinkKey, sysctls
 	if err := p.readAddrs(state, ours); err != nil {
 		return err
 	}
+	if err := p.checkSubnets(state, names); err != nil {
+		return err
+	}
 	if err := p.readRoutes(state, names); err != nil {
 		return err
 	}
@@ -153,6 +156,37 @@ func (p *place) readAddrs(state *plan.State, ours map[int]plan.LinkKey) error {
 		}
 	}
 	return err
+}
+
+// checkSubnets takes those addresses out of state whose subnet's route is not
+// there: the kernel makes it with the address, and somebody else can take it
+// away. Such an address is to be put again.
+func (p *place) checkSubnets(state *plan.State, names map[int]string) error {
+	type subnet struct {
+		dev    string
+		prefix netip.Prefix
+	}
+	have := map[subnet]bool{}
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		filter := &netlink.Route{Protocol: unix.RTPROT_KERNEL, Table: unix.RT_TABLE_MAIN}
+		all, err := p.routeList(family, filter, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
+		if err != nil {
+			return err
+		}
+		for _, r := range all {
+			have[subnet{names[r.LinkIndex], prefixOf(r.Dst)}] = true
+			for _, way := range r.MultiPath {
+				have[subnet{names[way.LinkIndex], prefixOf(r.Dst)}] = true
+			}
+		}
+	}
+	for k := range state.Addrs {
+		// A link that is down has no such routes and gets them when it comes up.
+		if k.Link.Place == p.name && !k.Prefix.IsSingleIP() && state.Links[k.Link].Up && !have[subnet{k.Link.Name, k.Prefix.Masked()}] {
+			delete(state.Addrs, k)
+		}
+	}
+	return nil
 }
 
 func (p *place) readRoutes(state *plan.State, names map[int]string) error {

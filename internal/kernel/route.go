@@ -81,9 +81,38 @@ func broadcast(p netip.Prefix) (netip.Addr, bool) {
 }
 
 func (p *place) putAddr(k plan.AddrKey) error {
-	req, err := p.addrRequest(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, k)
+	req, err := p.addrRequest(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_EXCL, k)
 	if err == nil {
 		_, err = req.Execute(unix.NETLINK_ROUTE, 0)
+	}
+	if !errors.Is(err, unix.EEXIST) {
+		return err
+	}
+	if req, err = p.addrRequest(unix.RTM_NEWADDR, unix.NLM_F_REPLACE, k); err == nil {
+		_, err = req.Execute(unix.NETLINK_ROUTE, 0)
+	}
+	if err == nil && !k.Prefix.IsSingleIP() {
+		err = p.putSubnet(k)
+	}
+	return err
+}
+
+// putSubnet puts the route that the kernel made with an address, and makes
+// with it only.
+func (p *place) putSubnet(k plan.AddrKey) error {
+	v := plan.Route{Src: k.Prefix.Addr()}
+	key := plan.RouteKey{Place: p.name, Table: unix.RT_TABLE_MAIN, Dst: k.Prefix.Masked(), Dev: k.Link.Name}
+	if k.Prefix.Addr().Is6() {
+		v.Src, key.Metric = netip.Addr{}, 256 // IP6_RT_PRIO_ADDRCONF
+	}
+	req, err := p.routeRequest(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_APPEND, key, v)
+	if err != nil {
+		return err
+	}
+	req.Data[0].(*nl.RtMsg).Protocol = unix.RTPROT_KERNEL
+	_, err = req.Execute(unix.NETLINK_ROUTE, 0)
+	if errors.Is(err, unix.EEXIST) || errors.Is(err, unix.ENETDOWN) { // a link that comes up gets it
+		return nil
 	}
 	return err
 }

@@ -2,7 +2,10 @@ package kernel
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
+	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -121,6 +124,52 @@ func TestAddresses(t *testing.T) {
 		if b, _ := broadcast(s); b.String() != want {
 			t.Errorf("broadcast of %s is %s, want %s", s, b, want)
 		}
+	}
+}
+
+// inside runs shell commands in a sandbox.
+func (w *world) inside(t *testing.T, p plan.Place, script string) string {
+	t.Helper()
+	return w.host.Run(t, "nsenter", fmt.Sprintf("--net=/proc/%d/fd/%d", os.Getpid(), w.there[p].FD()), "sh", "-c", script)
+}
+
+// TestSubnetsRouteComesBack: somebody else takes away the route that came with
+// an address; the other link's of the same subnet stays.
+func TestSubnetsRouteComesBack(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, "c1")
+	out2, in2 := plan.LinkKey{Place: plan.Host, Name: "bt2"}, plan.LinkKey{Place: "c1", Name: "eth1"}
+	w.apply(t, putBridge(), putPair(outKey, inKey, "berth:1"), putPair(out2, in2, "berth:2"))
+	var keys []plan.AddrKey
+	for link, addrs := range map[plan.LinkKey][]string{inKey: {"10.9.0.2/24", "fd00::2/64"}, in2: {"10.9.0.3/24", "fd00::3/64"}} {
+		for _, a := range addrs {
+			k := plan.AddrKey{Link: link, Prefix: prefix(a)}
+			keys = append(keys, k)
+			w.apply(t, plan.PutAddr{Key: k}, plan.UpLink{Key: link})
+		}
+	}
+	routes := func() string { return w.inside(t, "c1", "ip route") + w.inside(t, "c1", "ip -6 route | grep -v fe80") }
+	before := routes()
+	if have := w.read(t).Addrs; len(have) != 4 {
+		t.Fatalf("there is %v", have)
+	}
+	w.inside(t, "c1", "ip route del 10.9.0.0/24 dev eth0; ip -6 route del fd00::/64 dev eth1")
+	if have := w.read(t).Addrs; len(have) != 2 {
+		t.Errorf("with two subnets' routes away there is %v", have)
+	}
+	for _, k := range keys {
+		w.apply(t, plan.PutAddr{Key: k})
+	}
+	if have := w.read(t).Addrs; len(have) != 4 {
+		t.Errorf("mended, there is %v", have)
+	}
+	sorted := func(s string) string {
+		lines := strings.Split(s, "\n")
+		slices.Sort(lines)
+		return strings.Join(lines, "\n")
+	}
+	if after := routes(); sorted(after) != sorted(before) {
+		t.Errorf("mended:\n%s\nbefore:\n%s", after, before)
 	}
 }
 
