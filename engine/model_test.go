@@ -92,6 +92,7 @@ func TestModel(t *testing.T) {
 	var w *world
 	// So many runs as there is time for; -rapid.checks is at most.
 	deadline := time.Now().Add(*modelTime)
+	flag.Set("rapid.nofailfile", "true") // the seed is in the output
 	rapid.Check(t, func(rt *rapid.T) {
 		if *modelTime > 0 && time.Now().After(deadline) {
 			return
@@ -358,6 +359,7 @@ var spoilers = []string{
 	"ip addr flush dev LINK",
 	"ip addr add 10.99.99.1/24 dev LINK",
 	"ip route flush table all proto 98",
+	"ip route flush dev LINK; ip -6 route flush dev LINK",
 	"sysctl -qw net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0",
 	"nsenter --net=BOX ip link del eth0",
 	"nsenter --net=BOX ip link set eth0 down name other",
