@@ -192,6 +192,10 @@ func (e *Engine) find(ctx context.Context, ref string) (berth.Sandbox, *netns.NS
 	}
 	ns, err := netns.Open(sb.Path)
 	if err != nil {
+		var why *os.PathError
+		if errors.As(err, &why) {
+			err = fmt.Errorf("%s %s: %w", why.Op, cut(why.Path), why.Err)
+		}
 		return sb, nil, fmt.Errorf("no such sandbox (%v): %w", err, berth.ErrNotFound)
 	}
 	sb.Cookie, sb.ID = ns.Cookie(), e.identity(ns)
