@@ -52,7 +52,7 @@ func (b *box) end() {
 	b.cmd.Wait() // its exit says nothing
 }
 
-func newBox(t *rapid.T) *box {
+func newBox(t interface{ Fatal(...any) }) *box {
 	b := &box{cmd: exec.Command("unshare", "-n", "sh", "-c", "echo; exec cat")}
 	in, err := b.cmd.StdinPipe()
 	if err != nil {
