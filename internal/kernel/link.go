@@ -138,7 +138,9 @@ func (s *session) create(p *place, step plan.PutLink) (index int, far *place, er
 	req.AddData(msg)
 	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(step.Key.Name)))
 	req.AddData(nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(unfinished)))
-	addMTU(req, l.MTU)
+	if l.Kind != plan.BridgeLink {
+		addMTU(req, l.MTU)
+	}
 	addMAC(req, l.MAC)
 	if l.Master != "" {
 		master, err := p.indexOf(l.Master)
@@ -205,6 +207,11 @@ func (p *place) finish(index int, name string, l plan.Link) error {
 		req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
 	}
 	req.AddData(nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(0)))
+	if l.Kind == plan.BridgeLink {
+		// An MTU that a bridge is born with it gives up with its last port
+		// (br_mtu_auto_adjust); one that is set it keeps.
+		addMTU(req, l.MTU)
+	}
 	return p.decorate(req, l)
 }
 

@@ -274,6 +274,26 @@ func TestPairCarriesAtOnce(t *testing.T) {
 	}
 }
 
+// TestBridgeKeepsItsMTU: left to itself, a bridge takes that of its ports, and
+// without one 1500.
+func TestBridgeKeepsItsMTU(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, "c1")
+	for _, mtu := range []int{1400, 1500, 9000} {
+		bridge, pair := putBridge(), putPair(outKey, inKey, "berth:1")
+		bridge.Link.MTU = mtu
+		w.apply(t, bridge)
+		for _, port := range []int{1400, 9000} {
+			pair.Link.MTU, pair.Inside.MTU = port, port
+			w.apply(t, pair, plan.DropLinks{Names: []string{outKey.Name}})
+			if have := w.read(t).Links[bridgeKey].MTU; have != mtu {
+				t.Errorf("after a port of %d, a bridge of %d has %d", port, mtu, have)
+			}
+		}
+		w.apply(t, plan.DropLinks{Names: []string{bridgeKey.Name}})
+	}
+}
+
 func TestBridgeIsFull(t *testing.T) {
 	if testing.Short() {
 		t.Skip("makes a thousand pairs")
