@@ -110,6 +110,12 @@ func (w *writer) step(step plan.Step) {
 		w.ipOr(x.Key.Link.Place, "addr del", x.Key.Prefix.String(), "dev", x.Key.Link.Name)
 	case plan.PutRoute:
 		w.why = whyRoute(x)
+		if x.Route.Local && x.Key.Dst.Addr().Is6() {
+			// IPv6's replace does not look at the link: it would take the place of
+			// another network's route to ::1.
+			w.ipOr(x.Key.Place, "-6 route append", route(x.Key, x.Route)...)
+			break
+		}
 		w.ip(x.Key.Place, family(x.Key.Dst.Addr())+"route replace", route(x.Key, x.Route)...)
 	case plan.DropRoute:
 		w.why = "the routes go"

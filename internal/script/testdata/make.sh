@@ -125,7 +125,7 @@ ip -n web link set dev eth1 up
 ip -n web link set dev lo up
 
 # ::1 may speak on this interface: the host's own way to a published port
-ip -6 route replace local ::1/128 dev bt-front table local proto 98 metric 9800
+ip -6 route append local ::1/128 dev bt-front table local proto 98 metric 9800 || true
 
 # the way out
 ip -n web route replace default via 10.9.0.1 dev eth0 table main proto 98
