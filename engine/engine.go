@@ -136,20 +136,26 @@ func (e *Engine) lookup(p plan.Place) (*netns.NS, error) {
 	if v, ok := e.open.Load(p); ok {
 		return v.(*netns.NS).Share(), nil
 	}
-	var sb berth.Sandbox
-	if v, ok := e.known.Load(p); ok {
-		sb = v.(berth.Sandbox)
-	} else {
-		err := e.store.View(context.Background(), func(tx *store.Tx) (err error) {
-			sb, err = tx.Sandbox(string(p))
-			return err
-		})
-		if err != nil {
-			return nil, err
-		}
-		e.known.Store(p, sb)
+	sb, err := e.recall(p)
+	if err != nil {
+		return nil, err
 	}
 	return openSandbox(sb)
+}
+
+// recall returns the record of a place's sandbox.
+func (e *Engine) recall(p plan.Place) (sb berth.Sandbox, err error) {
+	if v, ok := e.known.Load(p); ok {
+		return v.(berth.Sandbox), nil
+	}
+	err = e.store.View(context.Background(), func(tx *store.Tx) (err error) {
+		sb, err = tx.Sandbox(string(p))
+		return err
+	})
+	if err == nil {
+		e.known.Store(p, sb)
+	}
+	return sb, err
 }
 
 // openSandbox opens a recorded namespace. A path that leads to another one by
@@ -261,11 +267,10 @@ func (e *Engine) drifted(ctx context.Context) (bool, error) {
 // address is how the commands of --commands name a sandbox: by its name under
 // /run/netns, or by its path.
 func (e *Engine) address(p plan.Place) string {
-	v, ok := e.known.Load(p)
-	if !ok {
+	sb, err := e.recall(p)
+	if err != nil {
 		return string(p)
 	}
-	sb := v.(berth.Sandbox)
 	if name, ok := strings.CutPrefix(sb.Path, netns.Dir+"/"); ok {
 		return name
 	}
