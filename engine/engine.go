@@ -41,7 +41,7 @@ type Engine struct {
 	id     string // of the run store, written into the firewall table
 	store  *store.Store
 	kernel *kernel.Kernel
-	verify bool
+	verify bool        // every change is read back
 	scrap  string      // directory of a dry run's copy
 	looked atomic.Bool // a dry run has looked whether the firewall is still ours
 
@@ -185,7 +185,11 @@ func alive(sb berth.Sandbox) bool {
 
 // apply changes the kernel by the difference of two plans.
 func (e *Engine) apply(ctx context.Context, d plan.Delta) error {
-	return e.run(ctx, plan.Steps(d))
+	if err := e.run(ctx, plan.Steps(d)); err != nil {
+		return err
+	}
+	e.readBack(ctx, d)
+	return nil
 }
 
 // run is the way of every change to the kernel.

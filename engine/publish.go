@@ -57,6 +57,7 @@ func (e *Engine) publish(ctx context.Context, sandbox string, specs []berth.Port
 		if err := e.run(ctx, steps); err != nil {
 			return &refusal{err, p.forget}
 		}
+		e.readBack(ctx, d)
 		return nil
 	})
 	return p.ports, err

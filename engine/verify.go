@@ -1,0 +1,75 @@
+package engine
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+
+	"berth/internal/plan"
+)
+
+// readBack panics if the kernel is not what applying d should have made of it.
+// It is for tests (BERTH_VERIFY=1): in earnest, check and reconcile look.
+func (e *Engine) readBack(ctx context.Context, d plan.Delta) {
+	if !e.verify || e.o.DryRun || d.Empty() {
+		return
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	have, err := e.kernel.Read(ctx, places(d), slices.Collect(maps.Keys(d.Put.Sysctls)))
+	if err != nil {
+		panic(fmt.Sprintf("BERTH_VERIFY: %v", err))
+	}
+	var wrong []string
+	if d.Put.Table && !have.Table || d.Drop.Table && !d.Put.Table && (have.Table || have.OtherTable) {
+		wrong = append(wrong, "the table")
+	}
+	wrong = slices.Concat(wrong,
+		differ(d.Put.Links, d.Drop.Links, have.Links), differ(d.Put.Addrs, d.Drop.Addrs, have.Addrs),
+		differ(d.Put.Routes, d.Drop.Routes, have.Routes), differ(d.Put.Rules, d.Drop.Rules, have.Rules),
+		differ(d.Put.Sysctls, nil, have.Sysctls), differ(d.Put.Elems, d.Drop.Elems, have.Elems))
+	if len(wrong) > 0 {
+		panic(fmt.Sprintf("BERTH_VERIFY: not as applied: %q", wrong))
+	}
+}
+
+// places are where the objects of d are.
+func places(d plan.Delta) []plan.Place {
+	all := map[plan.Place]bool{plan.Host: true}
+	for _, s := range []plan.State{d.Put, d.Drop} {
+		for k, l := range s.Links {
+			all[k.Place], all[l.Peer.Place] = true, true
+		}
+		for k := range s.Addrs {
+			all[k.Link.Place] = true
+		}
+		for k := range s.Routes {
+			all[k.Place] = true
+		}
+		for k := range s.Rules {
+			all[k.Place] = true
+		}
+		for k := range s.Sysctls {
+			all[k.Place] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(all))
+}
+
+// differ names what was put and is not there so, and what was dropped and is
+// there.
+func differ[K, V comparable](put, drop, have map[K]V) (wrong []string) {
+	for k, want := range put {
+		if is, ok := have[k]; !ok || is != want {
+			wrong = append(wrong, fmt.Sprintf("%v: is %v, put %v", k, is, want))
+		}
+	}
+	for k := range drop {
+		_, again := put[k]
+		if is, ok := have[k]; ok && !again {
+			wrong = append(wrong, fmt.Sprintf("%v: is %v, dropped", k, is))
+		}
+	}
+	return wrong
+}
