@@ -21,29 +21,35 @@ var kept []*netns.NS
 
 // fresh makes a namespace.
 func fresh() *netns.NS {
-	ch := make(chan *netns.NS)
-	fail := make(chan error)
-	go func() {
+	type made struct {
+		ns  *netns.NS
+		err error
+	}
+	ch := make(chan made)
+	var onSpare func()
+	onSpare = func() {
 		runtime.LockOSThread() // the thread ends with its goroutine
+		if unix.Gettid() == unix.Getpid() {
+			// The first thread does not end, and its namespace is shown as the
+			// process's.
+			defer runtime.UnlockOSThread()
+			done := make(chan struct{})
+			go func() { defer close(done); onSpare() }()
+			<-done
+			return
+		}
 		if err := os.NewSyscallError("unshare", unix.Unshare(unix.CLONE_NEWNET)); err != nil {
-			fail <- err
+			ch <- made{nil, err}
 			return
 		}
 		ns, err := netns.Current()
-		if err != nil {
-			fail <- err
-			return
-		}
-		ch <- ns
-	}()
-	select {
-	case err := <-fail:
-		check(err)
-		return nil
-	case ns := <-ch:
-		kept = append(kept, ns)
-		return ns
+		ch <- made{ns, err}
 	}
+	go onSpare()
+	m := <-ch
+	check(m.err)
+	kept = append(kept, m.ns)
+	return m.ns
 }
 
 // several makes n namespaces.

@@ -89,14 +89,12 @@ func process() []row {
 
 // left counts the processes that run the berth program or are in a namespace.
 func left(ns *netns.NS) (n int) {
-	own := must(os.Stat(pathOf(ns)))
+	own, program := must(os.Stat(pathOf(ns))), must(os.Stat(berthBin))
 	for _, dir := range must(filepath.Glob("/proc/[0-9]*")) {
-		exe, err := os.Readlink(dir + "/exe")
-		if err == nil && strings.HasPrefix(exe, berthBin) {
-			n++
-			continue
-		}
-		if at, err := os.Stat(dir + "/ns/net"); err == nil && os.SameFile(own, at) {
+		exe, err := os.Stat(dir + "/exe")
+		running := err == nil && os.SameFile(program, exe)
+		at, err := os.Stat(dir + "/ns/net")
+		if running || err == nil && os.SameFile(own, at) {
 			n++
 		}
 	}

@@ -128,7 +128,7 @@ How to read it:
   one element in a map per family) over open sockets, and neither looks, locks nor writes anything down.
 - The stores are on a tmpfs, where one of them always is; no step that is measured here writes to the other.
 - A process is what a user types, from fork to exit.
-- New connections are opened and reset one after the other; nothing is pinned to a processor.
+- New connections are opened one after the other, accepted, closed and reset; nothing is pinned to a processor.
 - br_netfilter hands bridged packets to the firewall. Where the kernel has it, inside a network is measured with it and
   without: with it, the reference is still a bridge without any rule.
 

@@ -16,7 +16,7 @@ import (
 const (
 	portStream  = 81 // what comes is thrown away
 	portEcho    = 82 // what comes is sent back
-	portConnect = 83 // who comes is let go
+	portConnect = 83 // who comes is sent away
 )
 
 // serve answers on the three ports until the end of the run.
@@ -41,7 +41,7 @@ func serve(ns *netns.NS) {
 				}
 			}
 		},
-		portConnect: func(fd int) { _, _ = unix.Read(fd, make([]byte, 1)) }, // until it is reset
+		portConnect: func(int) {},
 	} {
 		var l int
 		check(ns.Do(func() (err error) {
@@ -146,14 +146,21 @@ func (w way) roundTrip(d time.Duration) float64 {
 	return s.median()
 }
 
-// newConnections is how many are opened and reset in a second.
+// newConnections is how many are opened in a second, one after the other. A
+// connection is over when the server has closed it: a client that does not wait
+// for that fills the server's queue, and what is measured is how long a lost
+// SYN takes. It is then reset, so that no port waits at either end.
 func (w way) newConnections(d time.Duration) (rate float64) {
 	check(w.from.Do(func() error {
 		n := 0
+		b := make([]byte, 1)
 		start := time.Now()
 		for time.Since(start) < d {
 			fd, err := dial(w.port(portConnect))
 			if err != nil {
+				return err
+			}
+			if _, err := unix.Read(fd, b); err != nil {
 				return err
 			}
 			reset(fd)
