@@ -33,10 +33,15 @@ func attach() []row {
 		}
 		ladder = append(ladder, s)
 	}
+	for range 10 {
+		settle()
+	}
 	var mine []*netns.NS // what was attached, in the order of it
 	for i := range rounds(24) {
-		for _, s := range ladder {
-			a, b := fresh(), fresh()
+		sbs := several(2 * len(ladder))
+		settle()
+		for j, s := range ladder {
+			a, b := sbs[2*j], sbs[2*j+1]
 			k := s.from - 1 + i
 			turn(i, func() {
 				s.attach[0].timed(func() {
@@ -49,6 +54,9 @@ func attach() []row {
 	}
 	for j, a := range mine {
 		i, s := j/len(ladder), ladder[j%len(ladder)]
+		if s == ladder[0] {
+			settle()
+		}
 		turn(i, func() { s.detach[0].timed(func() { s.ours.disconnect(a) }) },
 			func() { s.detach[1].timed(func() { s.floor.detach(s.from - 1 + i) }) })
 	}
@@ -84,6 +92,7 @@ func bulk() []row {
 			for _, sb := range mine {
 				b.connect(sb)
 			}
+			settle()
 			how.shared(many, func() {
 				if how == &leave {
 					b.disconnect(mine...)
@@ -96,6 +105,7 @@ func bulk() []row {
 		for j, sb := range theirs {
 			f.attach(i*many+j, sb, 7)
 		}
+		settle()
 		group.shared(many, func() { f.detachGroup(7) })
 	}
 	return []row{

@@ -5,7 +5,9 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -58,6 +60,35 @@ func several(n int) (all []*netns.NS) {
 		all = append(all, fresh())
 	}
 	return all
+}
+
+// settle waits until the machine is idle, or for a second: what was just made
+// keeps the kernel busy for a while. Each new port of a bridge reports its
+// multicast groups to all the others.
+func settle() {
+	const tick = 100 * time.Millisecond
+	idle, all := ticks()
+	for range time.Second / tick {
+		time.Sleep(tick)
+		i, a := ticks()
+		if i-idle >= (a-all)*9/10 {
+			return
+		}
+		idle, all = i, a
+	}
+}
+
+// ticks are those that the processors were idle, and all.
+func ticks() (idle, all int) {
+	line, _, _ := strings.Cut(string(must(os.ReadFile("/proc/stat"))), "\n")
+	for i, f := range strings.Fields(line)[1:] {
+		n := must(strconv.Atoi(f))
+		all += n
+		if i == 3 {
+			idle = n
+		}
+	}
+	return idle, all
 }
 
 func pathOf(ns *netns.NS) string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), ns.FD()) }
