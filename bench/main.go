@@ -129,6 +129,7 @@ func build() (*os.File, error) {
 	}
 	defer os.RemoveAll(dir)
 	cmd := exec.Command("go", "build", "-trimpath", "-o", dir+"/berth", "berth/cmd/berth")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0") // as make builds it
 	if b, err := cmd.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("build berth: %w: %s", err, b)
 	}
