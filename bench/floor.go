@@ -59,7 +59,7 @@ func newFloor(host *netns.NS) *floor {
 func (f *floor) attach(i int, sandbox *netns.NS, group uint32) {
 	name := fmt.Sprintf("fl%d", i)
 	index := 1<<24 + rand.Int32N(1<<30)
-	f.create(name, index, sandbox, group)
+	f.create(name, "eth0", index, sandbox, group)
 	f.decorate(index)
 	a4 := netip.AddrFrom4([4]byte{10, 200, byte((i + 2) >> 8), byte(i + 2)})
 	a6b := netip.MustParseAddr("fd99::").As16()
@@ -77,6 +77,17 @@ func (f *floor) attach(i int, sandbox *netns.NS, group uint32) {
 	f.publish(i, a4, a6)
 }
 
+// fill makes one more port of the bridge, that is there and nothing else. Their
+// far ends share a namespace, so that the machine has as many as it has
+// sandboxes of Berth.
+func (f *floor) fill(i int, far *netns.NS) {
+	index := 1<<24 + rand.Int32N(1<<30)
+	name := fmt.Sprintf("full%d", i)
+	f.create(name, name, index, far, 0)
+	f.decorate(index)
+	check(far.Do(func() error { return netlink.LinkSetUp(must(netlink.LinkByName(name))) }))
+}
+
 func (f *floor) publish(i int, a4, a6 netip.Addr) {
 	key := make([]byte, 8)
 	key[0] = unix.IPPROTO_TCP
@@ -87,7 +98,7 @@ func (f *floor) publish(i int, a4, a6 netip.Addr) {
 	check(f.nft.Flush())
 }
 
-func (f *floor) create(name string, index int32, sandbox *netns.NS, group uint32) {
+func (f *floor) create(name, far string, index int32, sandbox *netns.NS, group uint32) {
 	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK)
 	req.Sockets = f.socket
 	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
@@ -103,7 +114,7 @@ func (f *floor) create(name string, index int32, sandbox *netns.NS, group uint32
 	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("veth"))
 	peer := info.AddRtAttr(nl.IFLA_INFO_DATA, nil).AddRtAttr(1, nil)
 	nl.NewIfInfomsgChild(peer, unix.AF_UNSPEC)
-	peer.AddRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated("eth0"))
+	peer.AddRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(far))
 	peer.AddRtAttr(unix.IFLA_MTU, nl.Uint32Attr(1500))
 	peer.AddRtAttr(unix.IFLA_NET_NS_FD, nl.Uint32Attr(uint32(sandbox.FD())))
 	req.AddData(info)

@@ -37,7 +37,8 @@ const berthBin = "/run/berth-under-test"
 
 var ctx = context.Background()
 
-// parts are measured in this order.
+// parts are in the order of the table. The first is measured last: it leaves a
+// thousand namespaces, and what the kernel looks up by path gets slower by them.
 var parts = []struct {
 	name string
 	run  func() []row
@@ -73,12 +74,18 @@ func measure() (err error) {
 	check(unpack(os.NewFile(3, "berth"), berthBin))
 	load := loadAverage()
 	var rows []row
-	for _, p := range parts {
+	for i := range parts {
+		p := parts[(i+1)%len(parts)]
 		if !strings.Contains(p.name, *only) {
 			continue
 		}
 		start := time.Now()
-		rows = append(rows, p.run()...)
+		got := p.run()
+		if p.name == parts[0].name {
+			rows = append(got, rows...)
+		} else {
+			rows = append(rows, got...)
+		}
 		fmt.Fprintf(os.Stderr, "%s: %.0f s\n", p.name, time.Since(start).Seconds())
 	}
 	text := render(rows, load)

@@ -115,7 +115,7 @@ Made by %[1]s on %s: Linux %s, %d cores, %s, load average %s at the start.
 
 How to run it, as root, on a machine that is otherwise idle:
 
-    make bench                     # installs what it compares with; ten minutes; writes this file
+    make bench                     # installs what it compares with; five minutes; writes this file
     go run ./bench -quick          # one minute, to see that it runs
     go run ./bench -only attach    # one part
 
