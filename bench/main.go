@@ -122,8 +122,8 @@ func outside() error {
 	cmd.ExtraFiles = []*os.File{bin}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
 	// An interrupt reaches the child too, and everything of the child ends with
-	// it.
-	signal.Ignore(os.Interrupt)
+	// it. It is caught, not ignored: the child would ignore it as well.
+	signal.Notify(make(chan os.Signal, 1), os.Interrupt)
 	return cmd.Run()
 }
 
