@@ -33,8 +33,8 @@ type refusal struct {
 func (r *refusal) Error() string { return r.err.Error() }
 func (r *refusal) Unwrap() error { return r.err }
 
-// deadOwners says that what a change needs is held by sandboxes that may be
-// gone, or that a better lock is needed.
+// deadOwners says that what a change needs is held by sandboxes whose namespace
+// is gone.
 type deadOwners struct{ ids []string }
 
 func (d *deadOwners) Error() string { return "held by sandboxes " + strings.Join(d.ids, ", ") }
@@ -168,8 +168,7 @@ func (e *Engine) commit(ctx context.Context, intent func(*store.Tx) (plan.Delta,
 	return nil
 }
 
-// bury forgets those of the sandboxes whose namespace is gone. If none is, the
-// thing is rightly held.
+// bury forgets sandboxes whose namespace is gone.
 func (e *Engine) bury(ctx context.Context, ids []string) error {
 	for _, id := range ids {
 		if err := e.leave(ctx, []string{id}, nil); err != nil && !errors.Is(err, berth.ErrNotFound) {

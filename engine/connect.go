@@ -2,8 +2,6 @@ package engine
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -187,10 +185,8 @@ func (a *admission) endpoint(tx *store.Tx, n berth.Network) error {
 	if err != nil {
 		return err
 	}
-	var id [32]byte
-	rand.Read(id[:])
 	a.ep = berth.Endpoint{
-		ID: hex.EncodeToString(id[:]), Network: n.ID, Sandbox: a.sb.ID, Created: time.Now().UTC(),
+		ID: randomID(), Network: n.ID, Sandbox: a.sb.ID, Created: time.Now().UTC(),
 		MAC: a.o.MAC, Aliases: a.o.Aliases, GwPriority: a.o.GwPriority, Labels: a.o.Labels,
 	}
 	if err := a.place(eps, n); err != nil {
@@ -427,6 +423,7 @@ type departure struct {
 	leaving []berth.Endpoint
 	gone    []string // sandboxes that are forgotten with them
 	touch   touch
+	known   map[berth.PortKey]bool // the ports in touch
 }
 
 // locks finds the endpoints and what must be locked for them: the networks,
@@ -434,6 +431,7 @@ type departure struct {
 func (l *departure) locks(ctx context.Context, e *Engine) ([]lock, error) {
 	var ls []lock
 	l.touch.sandboxes = append(l.touch.sandboxes, l.ids...)
+	l.known = map[berth.PortKey]bool{}
 	err := e.store.View(ctx, func(tx *store.Tx) error {
 		for _, id := range l.ids {
 			ls = append(ls, lock{store.LockSandbox, id, true})
@@ -454,6 +452,7 @@ func (l *departure) locks(ctx context.Context, e *Engine) ([]lock, error) {
 				for _, p := range ports {
 					if p.Interface == ep.Interface {
 						l.touch.ports = append(l.touch.ports, p.PortKey)
+						l.known[p.PortKey] = true
 						exclusive = true
 					}
 				}
@@ -506,7 +505,7 @@ func (l *departure) retire(tx *store.Tx) (plan.Delta, error) {
 				return err
 			}
 			for _, p := range ports {
-				if p.Interface == ep.Interface && !slices.Contains(l.touch.ports, p.PortKey) {
+				if p.Interface == ep.Interface && !l.known[p.PortKey] {
 					return errAgain // published since
 				}
 			}

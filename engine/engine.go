@@ -12,6 +12,7 @@ package engine
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -22,6 +23,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 
 	"berth"
 	"berth/internal/ipam"
@@ -124,6 +126,13 @@ func (e *Engine) Close() error {
 	return errors.Join(errs...)
 }
 
+// randomID is 64 random hex digits.
+func randomID() string {
+	var b [32]byte
+	rand.Read(b[:]) // never fails (crypto/rand)
+	return hex.EncodeToString(b[:])
+}
+
 // hexOf is 64 hex digits that are a function of parts.
 func hexOf(parts ...string) string {
 	sum := sha256.Sum256([]byte(strings.Join(parts, "\x00")))
@@ -177,7 +186,7 @@ func alive(sb berth.Sandbox) bool {
 	ns, err := openSandbox(sb)
 	if err != nil {
 		// Only a namespace that is surely gone may be forgotten.
-		return !errors.Is(err, os.ErrNotExist) && !strings.Contains(err.Error(), "no such process")
+		return !errors.Is(err, os.ErrNotExist) && !errors.Is(err, syscall.ESRCH)
 	}
 	ns.Close()
 	return true

@@ -33,7 +33,7 @@ func (e *Engine) Check(ctx context.Context) (Report, error) {
 	if w.facts, err = e.learn(w.facts, v4, v6); err != nil {
 		return Report{}, fmt.Errorf("check: %w", err)
 	}
-	_, d, err := e.compare(ctx, w)
+	d, err := e.compare(ctx, w)
 	if err != nil {
 		return Report{}, fmt.Errorf("check: %w", err)
 	}
@@ -56,9 +56,8 @@ func (e *Engine) Reconcile(ctx context.Context) (Report, error) {
 	return r, nil
 }
 
-// compare reads the host and returns the whole plan with what it takes to get
-// there. Sandboxes whose namespace is gone are not read.
-func (e *Engine) compare(ctx context.Context, w world) (plan.State, plan.Delta, error) {
+// compare reads the host and returns what it takes to get to the whole plan. Sandboxes whose namespace is gone are not read.
+func (e *Engine) compare(ctx context.Context, w world) (plan.Delta, error) {
 	want := w.state()
 	sysctls := slices.Collect(maps.Keys(want.Sysctls))
 	for k := range w.facts.switched() {
@@ -79,11 +78,11 @@ func (e *Engine) compare(ctx context.Context, w world) (plan.State, plan.Delta, 
 	defer e.kernel.Release()
 	gen, err := e.kernel.Generation()
 	if err != nil {
-		return want, plan.Delta{}, err
+		return plan.Delta{}, err
 	}
 	have, err := e.kernel.Read(ctx, places, sysctls)
 	if err != nil {
-		return want, plan.Delta{}, err
+		return plan.Delta{}, err
 	}
 	for k, on := range w.facts.switched() {
 		// A crash before the host's part was put back: it is Berth's still if it
@@ -98,7 +97,7 @@ func (e *Engine) compare(ctx context.Context, w world) (plan.State, plan.Delta, 
 		_, there := have.Sysctls[k]
 		return !there && plan.BelievesRA(k, v)
 	})
-	return want, plan.Diff(have, want), nil
+	return plan.Diff(have, want), nil
 }
 
 // heal reads the whole host and brings it to what the store wants. It is the
@@ -114,13 +113,13 @@ func (e *Engine) heal(ctx context.Context, first func(*store.Tx) error) (Report,
 	if err != nil {
 		return Report{}, err
 	}
-	want, d, err := e.compare(ctx, w)
+	d, err := e.compare(ctx, w)
 	if err != nil {
 		return Report{}, err
 	}
 	e.keepForwarding(&d, w.facts, e.o.Notice)
 	r := e.report(w, d)
-	if err := e.mend(ctx, w, want, d); err != nil {
+	if err := e.mend(ctx, w, d); err != nil {
 		return r, err
 	}
 	return r, e.finish(ctx, w)
@@ -200,7 +199,7 @@ func retire(tx *store.Tx, ep berth.Endpoint) error {
 // mend applies d. If that fails as a whole, every part is tried by itself, so
 // that one sandbox that cannot be brought to order does not keep the others
 // from it.
-func (e *Engine) mend(ctx context.Context, w world, want plan.State, d plan.Delta) error {
+func (e *Engine) mend(ctx context.Context, w world, d plan.Delta) error {
 	err := e.apply(ctx, d)
 	if err != nil {
 		e.o.Log.Info("mending part by part", "error", err)
@@ -211,7 +210,7 @@ func (e *Engine) mend(ctx context.Context, w world, want plan.State, d plan.Delt
 	if e.o.DryRun {
 		return nil
 	}
-	_, left, err := e.compare(ctx, w)
+	left, err := e.compare(ctx, w)
 	if err != nil {
 		return err
 	}
@@ -224,7 +223,7 @@ func (e *Engine) mend(ctx context.Context, w world, want plan.State, d plan.Delt
 }
 
 func (e *Engine) mendParts(ctx context.Context, w world) error {
-	_, d, err := e.compare(ctx, w)
+	d, err := e.compare(ctx, w)
 	if err != nil {
 		return err
 	}
@@ -315,15 +314,11 @@ func (e *Engine) keepForwarding(d *plan.Delta, f facts, notice func(string)) {
 		if _, again := d.Put.Sysctls[k]; again {
 			return
 		}
-		why := ""
-		switch {
-		case fam == nil || fam.Was != "0":
+		if fam == nil || fam.Was != "0" {
 			delete(d.Drop.Sysctls, k)
 			return
-		default:
-			why = e.stranger(*fam)
 		}
-		if why != "" {
+		if why := e.stranger(*fam); why != "" {
 			delete(d.Drop.Sysctls, k)
 			for _, l := range fam.AcceptRA { // with forwarding on, 1 is none
 				delete(d.Drop.Sysctls, acceptRA(l))

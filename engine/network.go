@@ -2,8 +2,6 @@ package engine
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -93,9 +91,7 @@ func draft(spec NetworkSpec) (berth.Network, error) {
 			return n, fmt.Errorf("subnet %s with --ipv4=false: %w", s.Prefix, berth.ErrInvalid)
 		}
 	}
-	var id [32]byte
-	rand.Read(id[:]) // never fails (crypto/rand)
-	n.ID = hex.EncodeToString(id[:])
+	n.ID = randomID()
 	return n, nil
 }
 
@@ -215,9 +211,7 @@ func storedHostID(tx *store.Tx) (string, error) {
 	if err != nil || len(id) > 0 {
 		return string(id), err
 	}
-	var b [16]byte
-	rand.Read(b[:])
-	s := hex.EncodeToString(b[:])
+	s := randomID()
 	return s, tx.SetRootMeta("host-id", []byte(s))
 }
 

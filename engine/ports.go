@@ -159,10 +159,7 @@ func (e *Engine) annotate(ports []PortDetail) error {
 	if err != nil {
 		return err
 	}
-	brnf, err := e.brNetfilter()
-	if err != nil {
-		return err
-	}
+	brnf := e.brNetfilter()
 	for i, p := range ports {
 		if l, ok := ls.at(p.PortKey); ok {
 			ports[i].Notes = append(ports[i].Notes, fmt.Sprintf("port %s shadows a listener of the host%s", portName(p.PortKey), l.who()))
@@ -175,12 +172,9 @@ func (e *Engine) annotate(ports []PortDetail) error {
 }
 
 // brNetfilter reports whether bridged IPv6 packets pass the IP hooks.
-func (e *Engine) brNetfilter() (bool, error) {
+func (e *Engine) brNetfilter() bool {
 	v, err := e.kernel.Sysctl(plan.Host, "net/bridge/bridge-nf-call-ip6tables")
-	if err != nil {
-		return false, nil // no br_netfilter
-	}
-	return v == "1", nil
+	return err == nil && v == "1" // without br_netfilter there is no such sysctl
 }
 
 // shadows notes the listeners of the host that a published port hides.

@@ -39,26 +39,7 @@ func (e *Engine) publish(ctx context.Context, sandbox string, specs []berth.Port
 		if err := p.look(); err != nil {
 			return err
 		}
-		var d plan.Delta
-		err := e.store.Update(ctx, func(tx *store.Tx) (err error) {
-			d, err = p.admit(tx)
-			return err
-		})
-		if err != nil {
-			return err
-		}
-		steps := plan.Steps(d)
-		for i, s := range steps {
-			if f, ok := s.(plan.FlushConntrack); ok && o.Cut {
-				f.Cut = true
-				steps[i] = f
-			}
-		}
-		if err := e.run(ctx, steps); err != nil {
-			return &refusal{err, p.forget}
-		}
-		e.readBack(ctx, d)
-		return nil
+		return e.commit(ctx, p.admit, p.forget)
 	})
 	return p.ports, err
 }
@@ -188,7 +169,9 @@ func (p *publication) admit(tx *store.Tx) (plan.Delta, error) {
 	}
 	before, after, err := p.elements(tx, wanted)
 	p.ports = append(p.ports, wanted...)
-	return join(d, plan.Diff(before, after)), err
+	d = join(d, plan.Diff(before, after))
+	d.Cut = p.o.Cut
+	return d, err
 }
 
 // elements are the plans of the ports that go and of those that come.
@@ -369,10 +352,8 @@ var errTwice = fmt.Errorf("asked for twice: %w", berth.ErrInvalid)
 // free reports whether a port may be published: free, published as it is
 // already (same), or to be taken over (old).
 func (p *publication) free(tx *store.Tx, n berth.Port) (same bool, old []berth.Port, err error) {
-	for k := range p.near(n.PortKey) {
-		if p.chosen[k] || n.HostIP.IsUnspecified() && p.beside[k] {
-			return false, nil, fmt.Errorf("port %s is %w", portName(n.PortKey), errTwice)
-		}
+	if p.chosen[n.PortKey] || p.chosen[anyHost(n.PortKey)] || n.HostIP.IsUnspecified() && p.beside[n.PortKey] {
+		return false, nil, fmt.Errorf("port %s is %w", portName(n.PortKey), errTwice)
 	}
 	at, err := tx.PortsAt(n.Protocol, n.HostPort)
 	if err != nil {
@@ -404,13 +385,6 @@ func (p *publication) free(tx *store.Tx, n berth.Port) (same bool, old []berth.P
 		return false, nil, fmt.Errorf("port %s is in use on the host%s: %w", portName(n.PortKey), l.who(), berth.ErrConflict)
 	}
 	return false, old, nil
-}
-
-// near are the keys chosen in this call that may overlap k.
-func (p *publication) near(k berth.PortKey) map[berth.PortKey]bool {
-	out := map[berth.PortKey]bool{k: true}
-	out[anyHost(k)] = true
-	return out
 }
 
 // anyHost is the key of the same port at every host address of its family.

@@ -146,11 +146,10 @@ func (e *Engine) removeSandbox(ctx context.Context, ref string) error {
 
 // Enter opens the namespace of a sandbox, for setns(2).
 func (e *Engine) Enter(ctx context.Context, ref string) (*os.File, error) {
-	sb, ns, err := e.find(ctx, ref)
+	_, ns, err := e.find(ctx, ref)
 	if err != nil {
 		return nil, fmt.Errorf("enter sandbox %s: %w", cut(ref), err)
 	}
-	_ = sb
 	return ns.File(), nil
 }
 

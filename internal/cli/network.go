@@ -30,15 +30,13 @@ error names them. A bridge that Berth did not make is left as it was found.`,
 		ValidArgsFunction: p.completeNetworks,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return p.with(cmd.Context(), func(e *engine.Engine) error {
-				var errs []error
-				for _, name := range args {
-					if err := e.RemoveNetwork(cmd.Context(), name, o); err != nil {
-						errs = append(errs, err)
-						continue
+				return each(args, func(name string) error {
+					err := e.RemoveNetwork(cmd.Context(), name, o)
+					if err == nil {
+						p.say(name)
 					}
-					p.say(name)
-				}
-				return errors.Join(errs...)
+					return err
+				})
 			})
 		},
 	}
@@ -166,16 +164,15 @@ or as one of its addresses).`,
 		ValidArgsFunction: p.completeNetworks,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return p.with(cmd.Context(), func(e *engine.Engine) error {
-				out, errs := []networkJSON{}, []error{}
-				for _, name := range args {
+				out := []networkJSON{}
+				err := each(args, func(name string) error {
 					d, err := e.InspectNetwork(cmd.Context(), name)
-					if err != nil {
-						errs = append(errs, err)
-						continue
+					if err == nil {
+						out = append(out, networkAsJSON(d))
 					}
-					out = append(out, networkAsJSON(d))
-				}
-				return errors.Join(append(errs, inspect(p.out, format, out))...)
+					return err
+				})
+				return errors.Join(err, inspect(p.out, format, out))
 			})
 		},
 	}

@@ -144,6 +144,15 @@ func (p *program) open(ctx context.Context) (*engine.Engine, error) {
 	return engine.Open(ctx, o)
 }
 
+// each does something to every word, and returns what failed of it.
+func each(words []string, do func(string) error) error {
+	errs := make([]error, len(words))
+	for i, w := range words {
+		errs[i] = do(w)
+	}
+	return errors.Join(errs...)
+}
+
 // with opens the engine for the length of fn.
 func (p *program) with(ctx context.Context, fn func(*engine.Engine) error) error {
 	e, err := p.open(ctx)

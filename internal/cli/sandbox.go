@@ -60,15 +60,13 @@ make is only disconnected.`,
 		ValidArgsFunction: p.completeSandboxes,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return p.with(cmd.Context(), func(e *engine.Engine) error {
-				var errs []error
-				for _, name := range args {
-					if err := e.RemoveSandbox(cmd.Context(), name); err != nil {
-						errs = append(errs, err)
-						continue
+				return each(args, func(name string) error {
+					err := e.RemoveSandbox(cmd.Context(), name)
+					if err == nil {
+						p.say(name)
 					}
-					p.say(name)
-				}
-				return errors.Join(errs...)
+					return err
+				})
 			})
 		},
 	}
@@ -172,16 +170,15 @@ the same things. A second endpoint on one network is there as NETWORK/INTERFACE.
 				for _, n := range all {
 					networks[n.ID] = n.Network
 				}
-				out, errs := []sandboxJSON{}, []error{}
-				for _, name := range args {
+				out := []sandboxJSON{}
+				err = each(args, func(name string) error {
 					d, err := e.InspectSandbox(cmd.Context(), name)
-					if err != nil {
-						errs = append(errs, err)
-						continue
+					if err == nil {
+						out = append(out, sandboxAsJSON(d, networks))
 					}
-					out = append(out, sandboxAsJSON(d, networks))
-				}
-				return errors.Join(append(errs, inspect(p.out, format, out))...)
+					return err
+				})
+				return errors.Join(err, inspect(p.out, format, out))
 			})
 		},
 	}

@@ -44,7 +44,7 @@ func (f filter) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
 
 // flush forgets connections of the host: the table is listed and what matches
 // deleted, since the kernel's own filter knows no "either end".
-func (s *session) flush(step plan.FlushConntrack) error {
+func (s session) flush(step plan.FlushConntrack) error {
 	f := filter{map[netip.Addr]bool{}, map[berth.PortKey]bool{}, step.Cut}
 	families := map[netlink.InetFamily]bool{}
 	note := func(a netip.Addr) {

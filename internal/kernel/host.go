@@ -19,8 +19,7 @@ import (
 func (k *Kernel) Links(name plan.Place) ([]LinkInfo, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	s := k.session()
-	p, err := s.place(name)
+	p, err := k.session().place(name)
 	if err != nil {
 		return nil, err
 	}
@@ -43,8 +42,7 @@ func (k *Kernel) Links(name plan.Place) ([]LinkInfo, error) {
 func (k *Kernel) LinkNames(name plan.Place) (map[string]bool, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	s := k.session()
-	p, err := s.place(name)
+	p, err := k.session().place(name)
 	if err != nil {
 		return nil, err
 	}
@@ -98,27 +96,38 @@ func (k *Kernel) Routes() ([]netip.Prefix, error) {
 func (k *Kernel) DefaultMTU() (int, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	links, err := k.defaultLinks()
+	switch {
+	case len(links) > 0: // whatever IPv6 has to say
+		return links[0].MTU, nil
+	case err != nil:
+		return 0, err
+	}
+	return 1500, nil
+}
+
+// defaultLinks are the links of the host's default routes, IPv4's first.
+func (k *Kernel) defaultLinks() ([]LinkInfo, error) {
+	all, err := k.host.links()
+	if err != nil {
+		return nil, err
+	}
+	var out []LinkInfo
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
 		routes, err := k.host.routeList(family, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
 		if err != nil {
-			return 0, err
+			return out, err
 		}
 		for _, r := range routes {
-			if p := prefixOf(r.Dst); p.IsValid() && p.Bits() > 0 || r.LinkIndex == 0 {
+			if p := prefixOf(r.Dst); p.IsValid() && p.Bits() > 0 {
 				continue
 			}
-			links, err := k.host.links()
-			if err != nil {
-				return 0, err
-			}
-			for _, l := range links {
-				if l.Index == r.LinkIndex {
-					return l.MTU, nil
-				}
+			if i := slices.IndexFunc(all, func(l LinkInfo) bool { return l.Index == r.LinkIndex }); i >= 0 {
+				out = append(out, all[i])
 			}
 		}
 	}
-	return 1500, nil
+	return out, nil
 }
 
 // Uplinks returns the names of all links that are neither lo nor ours, by
@@ -211,8 +220,11 @@ func (k *Kernel) Obstacles(networks []foreign.Network) ([]foreign.Obstacle, erro
 	if err != nil {
 		return nil, err
 	}
+	links, _ := k.defaultLinks() // best effort: without them less is understood
 	for i := range networks {
-		networks[i].Uplinks = k.defaultLinks()
+		for _, l := range links {
+			networks[i].Uplinks = append(networks[i].Uplinks, l.Name)
+		}
 	}
 	bridged := foreign.Bridged{}
 	if v, err := k.host.sysctl("net/bridge/bridge-nf-call-iptables"); err == nil {
@@ -222,29 +234,4 @@ func (k *Kernel) Obstacles(networks []foreign.Network) ([]foreign.Obstacle, erro
 		bridged.IPv6 = v == "1"
 	}
 	return foreign.Obstacles(tables, networks, bridged), nil
-}
-
-// defaultLinks names the links of the host's default routes, as far as they
-// can be read.
-func (k *Kernel) defaultLinks() []string {
-	var out []string
-	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		h, err := k.host.handle()
-		if err != nil {
-			return out
-		}
-		routes, err := h.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
-		if err != nil {
-			continue
-		}
-		for _, r := range routes {
-			if p := prefixOf(r.Dst); p.IsValid() && p.Bits() > 0 {
-				continue
-			}
-			if l, err := h.LinkByIndex(r.LinkIndex); err == nil && !slices.Contains(out, l.Attrs().Name) {
-				out = append(out, l.Attrs().Name)
-			}
-		}
-	}
-	return out
 }

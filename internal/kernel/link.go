@@ -25,7 +25,7 @@ const (
 )
 
 // putLink makes a link or brings the one that is there to shape.
-func (s *session) putLink(p *place, step plan.PutLink) error {
+func (s session) putLink(p *place, step plan.PutLink) error {
 	if step.Link.Kind == plan.VethLink {
 		s.made[step.Link.Peer] = step
 	}
@@ -60,7 +60,7 @@ func (s *session) putLink(p *place, step plan.PutLink) error {
 }
 
 // wired reports whether the other end of a veth stands where it should.
-func (s *session) wired(step plan.PutLink, have LinkInfo) (bool, error) {
+func (s session) wired(step plan.PutLink, have LinkInfo) (bool, error) {
 	if step.Link.Kind != plan.VethLink || step.Inside.Kind == "" {
 		return true, nil
 	}
@@ -76,7 +76,7 @@ func (s *session) wired(step plan.PutLink, have LinkInfo) (bool, error) {
 }
 
 // farEnd is the place of a veth's other end.
-func (s *session) farEnd(step plan.PutLink) (*place, error) {
+func (s session) farEnd(step plan.PutLink) (*place, error) {
 	far, err := s.place(step.Link.Peer.Place)
 	if errors.Is(err, fs.ErrNotExist) {
 		err = fmt.Errorf("its namespace is gone: %w", berth.ErrNotFound)
@@ -88,7 +88,7 @@ func (s *session) farEnd(step plan.PutLink) (*place, error) {
 }
 
 // makeLink makes a link in its final place and says whose it is.
-func (s *session) makeLink(p *place, step plan.PutLink) error {
+func (s session) makeLink(p *place, step plan.PutLink) error {
 	index, far, err := s.create(p, step)
 	if errors.Is(err, unix.EEXIST) && far != nil {
 		// An end of another pair of ours may be in the way; its pair goes.
@@ -124,7 +124,7 @@ func (s *session) makeLink(p *place, step plan.PutLink) error {
 const unfinished = 0x62746c
 
 // create makes a link, or both ends of a veth, in one message.
-func (s *session) create(p *place, step plan.PutLink) (index int, far *place, err error) {
+func (s session) create(p *place, step plan.PutLink) (index int, far *place, err error) {
 	l := step.Link
 	req := p.request(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL)
 	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
@@ -248,7 +248,7 @@ func flag(on bool) []byte {
 }
 
 // shape brings a link that stands to shape.
-func (s *session) shape(p *place, step plan.PutLink, have LinkInfo) error {
+func (s session) shape(p *place, step plan.PutLink, have LinkInfo) error {
 	l := step.Link
 	req := p.change(have.Index)
 	if l.MTU != have.MTU {

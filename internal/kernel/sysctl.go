@@ -107,8 +107,7 @@ func closedValue(path string) string {
 func (k *Kernel) Sysctl(name plan.Place, path string) (string, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	s := k.session()
-	p, err := s.place(name)
+	p, err := k.session().place(name)
 	if err != nil {
 		return "", err
 	}

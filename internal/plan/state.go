@@ -185,7 +185,12 @@ func (s State) Len() int {
 
 // A Delta is how to turn one State into another: what to put and what to drop.
 // A key in both is an object whose value changes.
-type Delta struct{ Put, Drop State }
+type Delta struct {
+	Put, Drop State
+	// Cut ends the connections of ports that lead elsewhere whatever their
+	// protocol, not only UDP's.
+	Cut bool
+}
 
 // Empty reports whether there is nothing to do.
 func (d Delta) Empty() bool { return d.Put.Empty() && d.Drop.Empty() }

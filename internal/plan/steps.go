@@ -168,7 +168,7 @@ func (b *builder) dropByPlace(keys []LinkKey) {
 // and of ports that lead nowhere or elsewhere. Only UDP of the latter: a TCP
 // connection ends itself.
 func flush(d Delta) FlushConntrack {
-	var f FlushConntrack
+	f := FlushConntrack{Cut: d.Cut}
 	for _, k := range sorted(d.Drop.Addrs, compareAddr) {
 		if _, again := d.Put.Addrs[k]; !again && k.Link.Place != Host {
 			f.Addrs = append(f.Addrs, k.Prefix.Addr())

@@ -11,6 +11,7 @@ package script
 
 import (
 	"fmt"
+	"reflect"
 	"strings"
 
 	"berth/internal/plan"
@@ -53,24 +54,8 @@ func (s Script) Render(steps []plan.Step) string {
 // serves both.
 func follows(a, b plan.Step) bool {
 	switch b := b.(type) {
-	case plan.PutAddr:
-		_, ok := a.(plan.PutAddr)
-		return ok
-	case plan.DropAddr:
-		_, ok := a.(plan.DropAddr)
-		return ok
-	case plan.PutRule:
-		_, ok := a.(plan.PutRule)
-		return ok
-	case plan.DropRule:
-		_, ok := a.(plan.DropRule)
-		return ok
-	case plan.UpLink:
-		_, ok := a.(plan.UpLink)
-		return ok
-	case plan.DropRoute:
-		_, ok := a.(plan.DropRoute)
-		return ok
+	case plan.PutAddr, plan.DropAddr, plan.PutRule, plan.DropRule, plan.UpLink, plan.DropRoute:
+		return reflect.TypeOf(a) == reflect.TypeOf(b)
 	case plan.SetSysctl:
 		before, ok := a.(plan.SetSysctl)
 		return ok && whySysctl(before) == whySysctl(b)
