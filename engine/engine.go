@@ -120,6 +120,9 @@ func (e *Engine) Close() error {
 	if e.host != nil {
 		errs = append(errs, e.host.Close())
 	}
+	if e.store != nil {
+		e.store.Close()
+	}
 	if e.scrap != "" {
 		errs = append(errs, os.RemoveAll(e.scrap))
 	}

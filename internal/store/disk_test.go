@@ -35,7 +35,7 @@ func init() {
 		if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=8m"); err != nil {
 			t.Fatal(err)
 		}
-		filled(t, dir)
+		filled(t, dir).Close() // a file open to be written keeps its file system writable
 		if err := unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
 			t.Fatal(err)
 		}

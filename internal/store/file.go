@@ -6,8 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"syscall"
-	"time"
+	"sync/atomic"
 
 	"berth/internal/crash"
 
@@ -26,6 +25,7 @@ type layout struct {
 	// first makes a new file's buckets. A step is never changed once it was
 	// released.
 	steps []func(*bolt.Tx) error
+	idle  *atomic.Pointer[handle] // kept open between transactions
 }
 
 func (l layout) path() string { return filepath.Join(l.dir, "berth.db") }
@@ -82,8 +82,7 @@ func (l layout) damaged(why any) error {
 // A file is an open bbolt file with its one transaction.
 type file struct {
 	layout
-	f  *os.File
-	db *bolt.DB
+	*handle
 	tx *bolt.Tx
 
 	dirty   bool
@@ -92,7 +91,7 @@ type file struct {
 	allowed int  // bytes that may be added without asking for room
 }
 
-// open opens the file for one transaction. It returns an error that matches
+// open begins a transaction on the file. It returns an error that matches
 // [os.ErrNotExist] if there is none.
 func (f *file) open(writable bool) error {
 	info, err := os.Stat(f.path())
@@ -104,15 +103,36 @@ func (f *file) open(writable bool) error {
 	if info.Size() < int64(4*os.Getpagesize()) {
 		return f.damaged(fmt.Sprintf("it has %d bytes", info.Size()))
 	}
-	if f.db, err = bolt.Open(f.path(), 0o600, f.options(writable)); err != nil {
-		return f.openError(err)
+	f.handle = f.idle.Swap(nil)
+	if f.handle != nil {
+		holds, err := f.resume(info, writable)
+		if err != nil {
+			return f.openError(err)
+		}
+		if !holds {
+			f.handle.close()
+			f.handle = nil
+		}
 	}
-	f.db.AllocSize = 64 << 10
+	fresh := f.handle == nil
+	if fresh {
+		f.handle = &handle{info: info, writable: writable}
+		if f.db, err = bolt.Open(f.path(), 0o600, f.options(writable)); err != nil {
+			return f.openError(err)
+		}
+		f.db.AllocSize = 64 << 10
+	}
 	if f.tx, err = f.db.Begin(writable); err != nil {
 		return f.openError(err)
 	}
 	if f.tx.Size() > info.Size() {
 		return f.damaged(fmt.Sprintf("it has %d of %d bytes", info.Size(), f.tx.Size()))
+	}
+	if fresh {
+		f.last = f.tx.ID()
+		if writable {
+			f.last-- // the list is of the one before
+		}
 	}
 	return nil
 }
@@ -124,7 +144,7 @@ func (f *file) options(writable bool) *bolt.Options {
 		ReadOnly: !writable,
 		NoSync:   !f.sync,
 		// Our own lock is held, so this only waits for a foreign program.
-		Timeout: 10 * time.Second,
+		Timeout: patience,
 		// The free list is written: without, bbolt walks the whole file at
 		// every open.
 		NoFreelistSync: false,
@@ -215,7 +235,7 @@ func (l layout) create(fill func(*bolt.Bucket) error) error {
 	if err != nil {
 		return fmt.Errorf("write %s: %w", fresh, err)
 	}
-	f := &file{layout: l, db: db}
+	f := &file{layout: l, handle: &handle{db: db}}
 	err = db.Update(func(tx *bolt.Tx) error {
 		f.tx = tx
 		if err := f.migrate(0); err != nil {
@@ -271,8 +291,9 @@ func (f *file) ensureRoom() error {
 	}
 	page := f.db.Info().PageSize
 	top := int(f.tx.Size()) / page
-	// The free pages bbolt found at open; a page is at worst half full.
-	used := top - f.db.Stats().FreePageN + 2*f.added/page + 8
+	// The free pages before this transaction; a page is at worst half full.
+	stats := f.db.Stats()
+	used := top - stats.FreePageN - stats.PendingPageN + 2*f.added/page + 8
 	want := int64(max(top, 2*used)+slack) * int64(page)
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.f.Fd()), &st); err != nil {
@@ -315,33 +336,47 @@ func (f *file) commit() error {
 	crash.Point("store." + f.name + ".before-commit")
 	tx := f.tx
 	f.tx = nil
+	f.last = -1 // which list of free pages is in memory after an error, nobody knows
+	id := tx.ID()
 	if err := tx.Commit(); err != nil {
 		return fmt.Errorf("write %s: %w", f.path(), err)
 	}
+	f.last = id
 	crash.Point("store." + f.name + ".after-commit")
 	return nil
 }
 
-// close ends the transaction, if it was not committed, and closes the file.
+// close ends the transaction, if it was not committed, and leaves the file open
+// for the next.
 func (f *file) close() {
-	if f == nil || f.db == nil {
+	if f == nil || f.handle == nil {
+		return
+	}
+	h := f.handle
+	f.handle = nil
+	if h.db == nil {
 		return
 	}
 	if f.tx != nil {
 		f.tx.Rollback()
+		f.tx = nil
 	}
-	f.db.Close() // best effort: all that counts is written
-	f.db, f.tx, f.f = nil, nil, nil
+	if h.writable && f.sync {
+		h.close() // networks change rarely, and the disk may be remounted
+		return
+	}
+	flock(h.f, unix.LOCK_UN)
+	f.idle.Swap(h).close()
 }
 
 // abandon closes the file after a panic within bbolt, which may have left its
 // mutexes locked: Close would wait for ever. The mapping stays until the
 // process ends.
 func (f *file) abandon() {
-	if f == nil || f.f == nil {
+	if f == nil || f.handle == nil || f.f == nil {
 		return
 	}
-	syscall.Flock(int(f.f.Fd()), syscall.LOCK_UN)
+	flock(f.f, unix.LOCK_UN)
 	f.f.Close()
-	f.db, f.tx, f.f = nil, nil, nil
+	f.handle, f.tx = nil, nil
 }

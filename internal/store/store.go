@@ -3,8 +3,8 @@
 //
 // Networks are in ROOT/berth.db and survive a reboot. Sandboxes, endpoints,
 // ports and addresses are in RUN/berth.db, on a tmpfs, so a reboot forgets
-// exactly what the kernel forgot. Both are bbolt files that are open for one
-// transaction only; one flock on RUN/lock guards them.
+// exactly what the kernel forgot. Both are bbolt files; one flock on RUN/lock
+// guards them, and is held for one transaction only.
 //
 // A damaged file, or one of a newer Berth, is an error and never replaced.
 // Package store knows nothing of the kernel.
@@ -21,8 +21,8 @@ import (
 	"berth"
 )
 
-// A Store is the place of two files. It holds nothing open, so there is
-// nothing to close. Any number of goroutines and processes may use one.
+// A Store is the place of two files. Any number of goroutines and processes may
+// use one.
 type Store struct {
 	root, run layout
 	host      Host
@@ -49,10 +49,16 @@ func Open(root, run string, host Host) (*Store, error) {
 		return nil, err
 	}
 	return &Store{
-		root: layout{dir: root, name: "root", sync: true, reserve: true, steps: rootSteps},
-		run:  layout{dir: run, name: "run", reserve: true, steps: runSteps},
+		root: layout{dir: root, name: "root", sync: true, reserve: true, steps: rootSteps, idle: new(atomic.Pointer[handle])},
+		run:  layout{dir: run, name: "run", reserve: true, steps: runSteps, idle: new(atomic.Pointer[handle])},
 		host: host,
 	}, nil
+}
+
+// Close closes the files. A Store that is used again opens them again.
+func (s *Store) Close() {
+	s.root.idle.Swap(nil).close()
+	s.run.idle.Swap(nil).close()
 }
 
 func (s *Store) lockPath() string { return filepath.Join(s.run.dir, "lock") }

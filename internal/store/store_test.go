@@ -26,6 +26,7 @@ func open(t testing.TB, dir string, h Host) *Store {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(s.Close)
 	return s
 }
 
@@ -236,4 +237,58 @@ func TestTheNetworkFileOutlivesTheRunDirectory(t *testing.T) {
 		_, err := tx.Network("net1")
 		return err
 	})
+}
+
+// Two Stores that keep their files open see what the other has done between.
+func TestAnOpenFileIsOneAmongSeveral(t *testing.T) {
+	dir := t.TempDir()
+	a, b := open(t, dir, testHost), open(t, dir, testHost)
+	put := func(s *Store, from, to int) {
+		t.Helper()
+		update(t, s, func(tx *Tx) error {
+			for i := from; i < to; i++ {
+				if err := tx.PutSandbox(sandbox(i)); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	count := func(s *Store, want int) {
+		t.Helper()
+		view(t, s, func(tx *Tx) error {
+			all, err := tx.Sandboxes()
+			if len(all) != want {
+				t.Errorf("%d sandboxes, want %d", len(all), want)
+			}
+			return err
+		})
+	}
+	put(a, 0, 10)
+	put(b, 10, 20)
+	put(a, 20, 30)
+	count(a, 30)
+	count(b, 30)
+	// The file outgrows what the other has mapped.
+	put(b, 30, 20000)
+	count(a, 20000)
+	put(a, 20000, 20010)
+	count(b, 20010)
+	// An update that fails leaves nothing behind.
+	err := b.Update(t.Context(), func(tx *Tx) error { return errors.Join(tx.PutSandbox(sandbox(30000)), errors.New("no")) })
+	if err == nil {
+		t.Error("no error")
+	}
+	put(a, 20010, 20020)
+	put(b, 20020, 20030)
+	count(a, 20030)
+	// Another file of the same name is another file.
+	if err := os.RemoveAll(filepath.Join(dir, "run")); err != nil {
+		t.Fatal(err)
+	}
+	count(a, 0)
+	put(b, 0, 5)
+	count(a, 5)
+	put(a, 5, 7)
+	count(b, 7)
 }
