@@ -348,29 +348,6 @@ func (s session) dropLinks(d plan.DropLinks, flush plan.FlushConntrack, firewall
 	return errors.Join(err, <-errs)
 }
 
-// setSysctls writes sysctls of one place.
-func (s session) setSysctls(same []plan.SetSysctl) error {
-	where := same[0].Key.Place
-	var failed plan.SetSysctl
-	err := s.put("", "", where, func(p *place) error {
-		return p.ns.Do(func() error {
-			for _, step := range same {
-				crash.Point("kernel.sysctl")
-				if err := setSysctl(step.Key.Path, step.Value); err != nil {
-					failed = step
-					return err
-				}
-			}
-			return nil
-		})
-	})
-	var o *OpError
-	if errors.As(err, &o) {
-		err = op("set sysctl", failed.Key.Path+" to "+failed.Value, where, o.Err)
-	}
-	return err
-}
-
 // do does one step.
 func (s session) do(step plan.Step) error {
 	switch step := step.(type) {

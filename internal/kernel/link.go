@@ -19,6 +19,7 @@ const (
 	brportMode     = 4  // IFLA_BRPORT_MODE: hairpin
 	brportIsolated = 33 // IFLA_BRPORT_ISOLATED
 	inet6GenMode   = 8  // IFLA_INET6_ADDR_GEN_MODE
+	inetConf       = 1  // IFLA_INET_CONF
 	genModeNone    = 1
 	vethInfoPeer   = 1
 	skipStats      = 1 << 3 // RTEXT_FILTER_SKIP_STATS
@@ -26,9 +27,6 @@ const (
 
 // putLink makes a link or brings the one that is there to shape.
 func (s session) putLink(p *place, step plan.PutLink) error {
-	if step.Link.Kind == plan.VethLink {
-		s.made[step.Link.Peer] = step
-	}
 	have, err := p.link(step.Key.Name)
 	if gone(err) {
 		if step.Link.Kind == plan.VethLink && step.Inside.Kind == "" {
@@ -89,14 +87,14 @@ func (s session) farEnd(step plan.PutLink) (*place, error) {
 
 // makeLink makes a link in its final place and says whose it is.
 func (s session) makeLink(p *place, step plan.PutLink) error {
-	index, far, err := s.create(p, step)
+	far, err := s.create(p, step)
 	if errors.Is(err, unix.EEXIST) && far != nil {
 		// An end of another pair of ours may be in the way; its pair goes.
 		if other, look := far.link(step.Link.Peer.Name); look == nil && other.ours() {
 			if err := far.deleteLink(other.Index); err != nil && !gone(err) {
 				return err
 			}
-			index, far, err = s.create(p, step)
+			far, err = s.create(p, step)
 		}
 	}
 	if errors.Is(err, unix.EEXIST) {
@@ -107,15 +105,14 @@ func (s session) makeLink(p *place, step plan.PutLink) error {
 		return err
 	}
 	crash.Point("kernel.unfinished link")
-	p.index[step.Key.Name] = index
 	if far != nil {
-		delete(far.index, step.Link.Peer.Name)
-		if err := far.finish(0, step.Link.Peer.Name, step.Inside); err != nil {
+		s.made[step.Link.Peer] = step
+		if err := far.finish(step.Link.Peer.Name, step.Inside); err != nil {
 			return err
 		}
 		crash.Point("kernel.unfinished host end")
 	}
-	return p.finish(index, "", step.Link)
+	return p.finish(step.Key.Name, step.Link)
 }
 
 // unfinished is the link group of a link that has no ifalias yet: creation
@@ -123,15 +120,16 @@ func (s session) makeLink(p *place, step plan.PutLink) error {
 // two messages is known for ours.
 const unfinished = 0x62746c
 
-// create makes a link, or both ends of a veth, in one message.
-func (s session) create(p *place, step plan.PutLink) (index int, far *place, err error) {
+// create makes a link, or both ends of a veth, in one message, and remembers
+// their indexes.
+func (s session) create(p *place, step plan.PutLink) (far *place, err error) {
 	l := step.Link
 	req := p.request(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL)
 	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
-	// An index of our own, so that both ends of a pair never have the same: the
+	// Indexes of our own, so that both ends of a pair never have the same: the
 	// kernel then takes the pair for no pair (linkwatch_urgent_event), notices
 	// its carrier up to a second late, and IPv6 loses its first packets.
-	msg.Index = 1<<24 + rand.Int32N(1<<30)
+	msg.Index = 1<<24 + 2*rand.Int32N(1<<29)
 	if l.Up {
 		msg.Flags, msg.Change = unix.IFF_UP, unix.IFF_UP
 	}
@@ -145,7 +143,7 @@ func (s session) create(p *place, step plan.PutLink) (index int, far *place, err
 	if l.Master != "" {
 		master, err := p.indexOf(l.Master)
 		if err != nil {
-			return 0, nil, fmt.Errorf("bridge %s: %w", l.Master, err)
+			return nil, fmt.Errorf("bridge %s: %w", l.Master, err)
 		}
 		req.AddData(nl.NewRtAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(master))))
 	}
@@ -153,18 +151,24 @@ func (s session) create(p *place, step plan.PutLink) (index int, far *place, err
 	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated(string(l.Kind)))
 	if l.Kind == plan.VethLink {
 		if far, err = s.farEnd(step); err != nil {
-			return 0, nil, err
+			return nil, err
 		}
-		addPeer(info, l.Peer.Name, step.Inside, far)
+		addPeer(info, l.Peer.Name, msg.Index+1, step.Inside, far)
 	}
 	req.AddData(info)
-	_, err = req.Execute(unix.NETLINK_ROUTE, 0)
-	return int(msg.Index), far, err
+	if _, err = req.Execute(unix.NETLINK_ROUTE, 0); err != nil {
+		return far, err
+	}
+	p.index[step.Key.Name] = int(msg.Index)
+	if far != nil {
+		far.index[l.Peer.Name] = int(msg.Index + 1)
+	}
+	return far, nil
 }
 
-func addPeer(info *nl.RtAttr, name string, l plan.Link, where *place) {
+func addPeer(info *nl.RtAttr, name string, index int32, l plan.Link, where *place) {
 	peer := info.AddRtAttr(nl.IFLA_INFO_DATA, nil).AddRtAttr(vethInfoPeer, nil)
-	nl.NewIfInfomsgChild(peer, unix.AF_UNSPEC)
+	nl.NewIfInfomsgChild(peer, unix.AF_UNSPEC).Index = index
 	peer.AddRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name))
 	peer.AddRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(unfinished))
 	if l.MTU > 0 {
@@ -199,13 +203,9 @@ func (p *place) change(index int) *nl.NetlinkRequest {
 }
 
 // finish sets what creation silently ignores (ifalias, hairpin, isolation) or
-// refuses (addrgenmode), in one message. Without an index the link is found by
-// its name.
-func (p *place) finish(index int, name string, l plan.Link) error {
-	req := p.change(index)
-	if index == 0 {
-		req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
-	}
+// refuses (addrgenmode), in one message.
+func (p *place) finish(name string, l plan.Link) error {
+	req := p.change(p.index[name])
 	req.AddData(nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(0)))
 	if l.Kind == plan.BridgeLink {
 		// An MTU that a bridge is born with it gives up with its last port
@@ -299,7 +299,7 @@ func (s session) shape(p *place, step plan.PutLink, have LinkInfo) error {
 }
 
 // upLink brings up a link and, if it is the inside end of a pair that was just
-// put, sees to it that the pair carries packets when the step is done: by looks,
+// made, sees to it that the pair carries packets when the step is done: by looks,
 // whose answers nobody needs.
 //
 // A bridge forwards to a port when a worker of the kernel has noticed its

@@ -157,10 +157,10 @@ func TestUnfinishedPairIsOurs(t *testing.T) {
 			cut := func() {
 				s := w.session()
 				defer w.Release()
-				if _, far, err := s.create(w.Kernel.host, p); err != nil {
+				if far, err := s.create(w.Kernel.host, p); err != nil {
 					t.Fatal(err)
 				} else if named {
-					if err := far.finish(0, inKey.Name, p.Inside); err != nil {
+					if err := far.finish(inKey.Name, p.Inside); err != nil {
 						t.Fatal(err)
 					}
 				}

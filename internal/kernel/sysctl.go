@@ -8,9 +8,11 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"berth"
+	"berth/internal/crash"
 	"berth/internal/plan"
 )
 
@@ -27,12 +29,107 @@ func (p *place) sysctl(path string) (value string, err error) {
 	return value, err
 }
 
-// setSysctl writes a value on a thread that is inside the namespace. It is
-// written without a look at what is there: most are to change, and a value
-// that is there already changes nothing. Bare system calls, because package os
-// would ask the poller about every file: nine of these are half a connect.
-func setSysctl(path, value string) error {
-	fd, err := unix.Open(root+path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+// setSysctls writes sysctls of one place, in their order.
+func (s session) setSysctls(same []plan.SetSysctl) error {
+	where := same[0].Key.Place
+	var failed plan.SetSysctl
+	err := s.put("", "", where, func(p *place) error {
+		rest := s.newborn(p, same)
+		if len(rest) == 0 {
+			return nil
+		}
+		return p.ns.Do(func() error {
+			var d sysctlDir
+			defer d.close()
+			for _, step := range rest {
+				crash.Point("kernel.sysctl")
+				if err := d.set(step.Key.Path, step.Value); err != nil {
+					failed = step
+					return err
+				}
+			}
+			return nil
+		})
+	})
+	var o *OpError
+	if errors.As(err, &o) {
+		err = op("set sysctl", failed.Key.Path+" to "+failed.Value, where, o.Err)
+	}
+	return err
+}
+
+// settable are the IPv4 sysctls of a link that rtnetlink sets too, and that have
+// nothing to undo when they become 0 on a link that never was up: by name, the
+// IPV4_DEVCONF_* number of ip.h.
+var settable = map[string]int{"forwarding": 1, "accept_redirects": 4}
+
+// newborn sets by rtnetlink what it can of links that were just made, and
+// returns the rest. A sysctl's file takes longer with every namespace of the
+// machine: all of their directories net/ipv4 are in one chain of the kernel's
+// hash table (0.8 ms with 900 of them, Linux 6.18).
+func (s session) newborn(p *place, steps []plan.SetSysctl) (rest []plan.SetSysctl) {
+	conf := map[string]*nl.RtAttr{}
+	for _, step := range steps {
+		dev, name, _ := strings.Cut(strings.TrimPrefix(step.Key.Path, "net/ipv4/conf/"), "/")
+		_, made := s.made[plan.LinkKey{Place: p.name, Name: dev}]
+		number := settable[name]
+		if !made || number == 0 || step.Value != "0" {
+			rest = append(rest, step)
+			continue
+		}
+		if conf[dev] == nil {
+			conf[dev] = nl.NewRtAttr(inetConf, nil)
+		}
+		conf[dev].AddRtAttr(number, nl.Uint32Attr(0))
+	}
+	for dev, values := range conf {
+		spec := nl.NewRtAttr(unix.IFLA_AF_SPEC, nil)
+		spec.AddRtAttr(unix.AF_INET, nil).AddChild(values)
+		index, err := p.indexOf(dev)
+		if err == nil {
+			req := p.change(index)
+			req.AddData(spec)
+			_, err = req.Execute(unix.NETLINK_ROUTE, 0)
+		}
+		if err != nil {
+			return steps // the files say what is wrong
+		}
+	}
+	return rest
+}
+
+// A sysctlDir is the directory of the sysctl that was written last, open for
+// the next. Its zero value has none.
+type sysctlDir struct {
+	path string
+	fd   int
+}
+
+func (d *sysctlDir) close() {
+	if d.path != "" {
+		unix.Close(d.fd)
+		d.path = ""
+	}
+}
+
+// set writes a value on a thread that is inside the namespace. It is written
+// without a look at what is there: most are to change, and a value that is
+// there already changes nothing. Bare system calls, because package os would
+// ask the poller about every file.
+func (d *sysctlDir) set(path, value string) error {
+	dir, name := filepath.Split(path)
+	if dir != d.path {
+		d.close()
+		fd, err := unix.Open(root+dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err == unix.ENOENT {
+			return missing(path, value, exists)
+		}
+		if err != nil {
+			return err
+		}
+		d.path, d.fd = dir, fd
+	}
+	fd, err := unix.Openat(d.fd, name, unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if err == unix.ENOENT {
 		return missing(path, value, exists)
 	}
