@@ -87,25 +87,53 @@ type Network struct {
 // (br_netfilter).
 type Bridged struct{ IPv4, IPv6 bool }
 
-// An Obstacle is a chain that drops what a network needs.
+// An Obstacle is a chain that drops what networks need. Cure is the commands for
+// all of them.
 type Obstacle struct {
 	Who, Where, What, Cure string
 }
 
-// Obstacles returns the chains that surely drop what networks need, one for
-// each chain and network.
+// Obstacles returns the chains that surely drop what networks need.
 func Obstacles(tables []Table, networks []Network, b Bridged) []Obstacle {
 	var out []Obstacle
 	for _, t := range tables {
 		for _, c := range t.Chains {
-			for _, n := range networks {
-				if dropped := t.dropped(c, n, b); len(dropped) > 0 {
-					out = append(out, t.obstacle(c, n, dropped))
-				}
+			if o := t.obstacle(c, networks, b); o.What != "" {
+				out = append(out, o)
 			}
 		}
 	}
 	return out
+}
+
+// obstacle says what of the networks' needs a chain drops, in What nothing if
+// that is not sure of any.
+func (t Table) obstacle(c Chain, networks []Network, b Bridged) Obstacle {
+	var o Obstacle
+	var whats, cures []string
+	bridges := map[string][]string{} // by what is dropped
+	for _, n := range networks {
+		what := strings.Join(t.dropped(c, n, b), ", ")
+		if what == "" {
+			continue
+		}
+		if bridges[what] == nil {
+			whats = append(whats, what)
+		}
+		bridges[what] = append(bridges[what], n.Bridge)
+		who, cure := t.cure(c, n)
+		o.Who = who
+		cures = append(cures, cure)
+	}
+	for i, what := range whats {
+		whats[i] = what + " (" + strings.Join(bridges[what], ", ") + ")"
+	}
+	o.What, o.Cure = strings.Join(whats, "; "), strings.Join(cures, " && ")
+	o.Where = t.Family + " " + t.Name + " " + c.Name
+	if c.Drop {
+		o.Where += " policy drop"
+	}
+	return o
 }
 
 // dropped names what of a network's needs a chain surely drops.
@@ -141,12 +169,9 @@ func (t Table) has(prefix string) bool {
 	return slices.ContainsFunc(t.Chains, func(c Chain) bool { return strings.HasPrefix(c.Name, prefix) })
 }
 
-// obstacle says who drops and what cures it, in the tool's own words.
-func (t Table) obstacle(c Chain, n Network, dropped []string) Obstacle {
-	o := Obstacle{Where: t.Family + " " + t.Name + " " + c.Name, What: strings.Join(dropped, ", ") + " (" + n.Bridge + ")"}
-	if c.Drop {
-		o.Where += " policy drop"
-	}
+// cure says whose a chain is that drops, and what cures it for a network, in
+// the tool's own words.
+func (t Table) cure(c Chain, n Network) (who, cure string) {
 	tool := "iptables"
 	if t.Family == "ip6" {
 		tool = "ip6tables"
@@ -158,23 +183,23 @@ func (t Table) obstacle(c Chain, n Network, dropped []string) Obstacle {
 	forward := c.Hook == Forward
 	switch {
 	case t.Name == "firewalld":
-		o.Who, o.Cure = "firewalld", "firewall-cmd --permanent --zone=trusted --add-interface="+n.Bridge+" && firewall-cmd --reload"
+		who, cure = "firewalld", "firewall-cmd --permanent --zone=trusted --add-interface="+n.Bridge+" && firewall-cmd --reload"
 	case iptables && forward && t.has("DOCKER-USER"):
-		o.Who, o.Cure = "Docker", both("%s -I DOCKER-USER -%s %s -j ACCEPT", tool, "i", "o", n.Bridge)
+		who, cure = "Docker", both("%s -I DOCKER-USER -%s %s -j ACCEPT", tool, "i", "o", n.Bridge)
 	case iptables && t.has("ufw") && forward: // ufw-, and ufw6- for IPv6
-		o.Who, o.Cure = "ufw", both("%s route allow %s on %s", "ufw", "in", "out", n.Bridge)
+		who, cure = "ufw", both("%s route allow %s on %s", "ufw", "in", "out", n.Bridge)
 	case iptables && t.has("ufw"):
-		o.Who, o.Cure = "ufw", "ufw allow in on "+n.Bridge
+		who, cure = "ufw", "ufw allow in on "+n.Bridge
 	case iptables && forward:
-		o.Who, o.Cure = tool, both("%s -I FORWARD -%s %s -j ACCEPT", tool, "i", "o", n.Bridge)
+		who, cure = tool, both("%s -I FORWARD -%s %s -j ACCEPT", tool, "i", "o", n.Bridge)
 	case iptables:
-		o.Who, o.Cure = tool, fmt.Sprintf("%s -I INPUT -i %s -j ACCEPT", tool, n.Bridge)
+		who, cure = tool, fmt.Sprintf("%s -I INPUT -i %s -j ACCEPT", tool, n.Bridge)
 	case forward:
-		o.Who, o.Cure = "nftables table "+t.Family+" "+t.Name, both("%s %sifname %s accept", t.insert(c), "i", "o", n.Bridge)
+		who, cure = "nftables table "+t.Family+" "+t.Name, both("%s %sifname %s accept", t.insert(c), "i", "o", n.Bridge)
 	default:
-		o.Who, o.Cure = "nftables table "+t.Family+" "+t.Name, fmt.Sprintf("%s iifname %s accept", t.insert(c), n.Bridge)
+		who, cure = "nftables table "+t.Family+" "+t.Name, fmt.Sprintf("%s iifname %s accept", t.insert(c), n.Bridge)
 	}
-	return o
+	return who, cure
 }
 
 func (t Table) insert(c Chain) string {

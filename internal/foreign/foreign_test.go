@@ -118,6 +118,21 @@ func TestCures(t *testing.T) {
 	}
 }
 
+// TestOneObstacleForManyNetworks: a chain is told of once, with all bridges and
+// a cure for each.
+func TestOneObstacleForManyNetworks(t *testing.T) {
+	table := Table{Family: "ip", Name: "filter", Chains: []Chain{{Name: "INPUT", Hook: Input, Type: "filter", Drop: true}}}
+	want := []Obstacle{{
+		Who: "iptables", Where: "ip filter INPUT policy drop",
+		What: "the host's own services (bt-a, bt-b)",
+		Cure: "iptables -I INPUT -i bt-a -j ACCEPT && iptables -I INPUT -i bt-b -j ACCEPT",
+	}}
+	networks := []Network{{Bridge: "bt-a", IPv4: true}, {Bridge: "bt-b", IPv4: true}, {Bridge: "bt-c", IPv4: true, HostDeny: true}}
+	if d := cmp.Diff(want, Obstacles([]Table{table}, networks, Bridged{})); d != "" {
+		t.Errorf("-want +got:\n%s", d)
+	}
+}
+
 func TestNoObstacleWhereNothingIsNeeded(t *testing.T) {
 	tables := []Table{
 		{Family: "ip", Name: "filter", Chains: []Chain{{Name: "FORWARD", Hook: Forward, Type: "filter", Drop: true}, {Name: "INPUT", Hook: Input, Type: "filter", Drop: true}}},
