@@ -88,6 +88,27 @@ func NextAddr(s berth.Subnet, after netip.Addr, taken func(netip.Addr) bool) (ne
 	}
 }
 
+// CheckRoom reports that a subnet is too small for its gateway and a number of
+// sandboxes: an error that matches [berth.ErrInvalid]. Its range does not count,
+// as addresses outside can be asked for.
+func CheckRoom(s berth.Subnet, sandboxes int) error {
+	s.Range = netip.Prefix{}
+	given := map[netip.Addr]bool{}
+	var last netip.Addr
+	for range sandboxes {
+		a, err := NextAddr(s, last, func(a netip.Addr) bool { return given[a] })
+		if err != nil {
+			what := "a gateway and a sandbox"
+			if sandboxes > 1 {
+				what = fmt.Sprintf("a gateway and %d sandboxes", sandboxes)
+			}
+			return fmt.Errorf("subnet %s: it has no room for %s: %w", s.Prefix, what, berth.ErrInvalid)
+		}
+		given[a], last = true, a
+	}
+	return nil
+}
+
 func exhausted(s berth.Subnet) error {
 	if s.Range.IsValid() {
 		return fmt.Errorf("range %s of subnet %s: %w", s.Range, s.Prefix, berth.ErrExhausted)

@@ -262,3 +262,29 @@ func TestNextAddrLetsAnAddressRest(t *testing.T) {
 		last = a
 	}
 }
+
+func TestCheckRoom(t *testing.T) {
+	for _, c := range []struct {
+		prefix    string
+		sandboxes int
+		fits      bool
+	}{
+		{"10.7.0.0/32", 1, false},
+		{"10.7.0.0/31", 1, true},
+		{"10.7.0.0/31", 2, false},
+		{"10.7.0.0/30", 1, true},
+		{"10.7.0.0/30", 2, false},
+		{"10.7.0.0/29", 2, true},
+		{"fd00::/128", 1, false},
+		{"fd00::/127", 1, true},
+		{"fd00::/127", 2, false},
+		{"fd00::/126", 2, true},
+		{"fd00::/64", 2, true},
+	} {
+		s := berth.Subnet{Prefix: netip.MustParsePrefix(c.prefix)}
+		s.Gateway = Gateway(s)
+		if err := CheckRoom(s, c.sandboxes); (err == nil) != c.fits || err != nil && !errors.Is(err, berth.ErrInvalid) {
+			t.Errorf("%s with %d sandboxes: %v", c.prefix, c.sandboxes, err)
+		}
+	}
+}
