@@ -142,8 +142,10 @@ func (e *Engine) complete(n *berth.Network, host survey) error {
 		switch {
 		case !asked || strings.HasPrefix(l.Alias, plan.AliasPrefix):
 			return fmt.Errorf("there is a link %s already: %w", l.Name, berth.ErrExists)
+		case l.Kind == "": // hardware, or lo
+			return fmt.Errorf("link %s is no bridge: %w", l.Name, berth.ErrInvalid)
 		case l.Kind != "bridge":
-			return fmt.Errorf("link %s is a %s, no bridge: %w", l.Name, l.Kind, berth.ErrInvalid)
+			return fmt.Errorf("link %s is of kind %s, no bridge: %w", l.Name, l.Kind, berth.ErrInvalid)
 		}
 		n.Owned, n.MTU = false, l.MTU
 		n.ForeignAddrs = nil
@@ -229,6 +231,9 @@ func (e *Engine) subnets(n berth.Network, spec NetworkSpec, all []berth.Network,
 	asked := spec.Subnets
 	if len(asked) == 0 {
 		for _, p := range n.ForeignAddrs {
+			if p.IsSingleIP() { // an address of the bridge that has no subnet
+				continue
+			}
 			asked = append(asked, berth.Subnet{Prefix: p.Masked(), Gateway: p.Addr()})
 		}
 	}
@@ -277,6 +282,13 @@ func (e *Engine) subnet(n berth.Network, s berth.Subnet, all []berth.Network, ta
 	}
 	s = withGateway(s)
 	if err := ipam.CheckSubnet(s); err != nil {
+		return s, err
+	}
+	ends := 1
+	if !n.HostEnd {
+		ends = 2
+	}
+	if err := ipam.CheckRoom(s, ends); err != nil {
 		return s, err
 	}
 	for _, o := range all {
@@ -418,12 +430,22 @@ func (e *Engine) vacate(ctx context.Context, n berth.Network, o RemoveOptions) e
 	return e.leave(ctx, ids, func(ep berth.Endpoint) bool { return ep.Network == n.ID })
 }
 
-// network looks a network up by name, id or the beginning of its id.
+// network looks a network up by name, id or the beginning of its id. Its error
+// leaves it to the caller to say which.
 func (e *Engine) network(ctx context.Context, ref string) (n berth.Network, err error) {
 	err = e.store.View(ctx, func(tx *store.Tx) error {
-		n, err = tx.Network(ref)
+		n, err = networkOf(tx, ref)
 		return err
 	})
+	return n, err
+}
+
+// networkOf is tx.Network for what a user typed. Whoever asks says the name.
+func networkOf(tx *store.Tx, ref string) (berth.Network, error) {
+	n, err := tx.Network(ref)
+	if errors.Is(err, berth.ErrNotFound) {
+		err = fmt.Errorf("no such network: %w", berth.ErrNotFound)
+	}
 	return n, err
 }
 
@@ -453,7 +475,7 @@ func (e *Engine) Networks(ctx context.Context) ([]NetworkDetail, error) {
 func (e *Engine) InspectNetwork(ctx context.Context, ref string) (NetworkDetail, error) {
 	var d NetworkDetail
 	err := e.store.View(ctx, func(tx *store.Tx) error {
-		n, err := tx.Network(ref)
+		n, err := networkOf(tx, ref)
 		if err != nil {
 			return err
 		}

@@ -165,11 +165,15 @@ func (e *Engine) annotate(ports []PortDetail) error {
 			ports[i].Notes = append(ports[i].Notes, fmt.Sprintf("port %s shadows a listener of the host%s", portName(p.PortKey), l.who()))
 		}
 		if brnf && p.HostIP.Is6() && (p.HostIP.IsUnspecified() || p.HostIP.IsLoopback()) {
-			ports[i].Notes = append(ports[i].Notes, fmt.Sprintf("[::1]:%d does not answer on this host: br_netfilter is on, and the kernel refuses ::1 across a bridge (net.bridge.bridge-nf-call-ip6tables=0 cures it)", p.HostPort))
+			ports[i].Notes = append(ports[i].Notes, no6Loopback)
 		}
 	}
 	return nil
 }
+
+// no6Loopback is true of every port published over IPv6, and is said once for
+// all of them.
+const no6Loopback = "the ports published over IPv6 do not answer at [::1] on this host: br_netfilter is on, and the kernel refuses ::1 across a bridge (net.bridge.bridge-nf-call-ip6tables=0 cures it)"
 
 // brNetfilter reports whether bridged IPv6 packets pass the IP hooks.
 func (e *Engine) brNetfilter() bool {
@@ -177,7 +181,7 @@ func (e *Engine) brNetfilter() bool {
 	return err == nil && v == "1" // without br_netfilter there is no such sysctl
 }
 
-// shadows notes the listeners of the host that a published port hides.
+// shadows notes what annotate does, each thing once.
 func (e *Engine) shadows(ports []berth.Port) ([]string, error) {
 	details := make([]PortDetail, len(ports))
 	for i, p := range ports {
@@ -187,8 +191,14 @@ func (e *Engine) shadows(ports []berth.Port) ([]string, error) {
 		return nil, err
 	}
 	var out []string
+	said := map[string]bool{}
 	for _, d := range details {
-		out = append(out, d.Notes...)
+		for _, n := range d.Notes {
+			if !said[n] {
+				out = append(out, n)
+			}
+			said[n] = true
+		}
 	}
 	return out, nil
 }

@@ -240,7 +240,7 @@ func (e *Engine) hold(sb berth.Sandbox, ns *netns.NS) func() {
 }
 
 // recorded returns a sandbox of the store by name, id, path or pid, alive or
-// not.
+// not. Its error leaves it to the caller to say which.
 func (e *Engine) recorded(ctx context.Context, ref string) (sb berth.Sandbox, err error) {
 	err = e.store.View(ctx, func(tx *store.Tx) error {
 		if sb, err = tx.SandboxByName(ref); !errors.Is(err, berth.ErrNotFound) {
@@ -249,11 +249,14 @@ func (e *Engine) recorded(ctx context.Context, ref string) (sb berth.Sandbox, er
 		sb, err = tx.Sandbox(ref)
 		return err
 	})
-	if !errors.Is(err, berth.ErrNotFound) || !strings.Contains(ref, ":") && !strings.HasPrefix(ref, "/") {
-		if err == nil {
-			e.known.Store(plan.Place(sb.ID), sb)
-		}
+	if err == nil {
+		e.known.Store(plan.Place(sb.ID), sb)
+	}
+	if !errors.Is(err, berth.ErrNotFound) {
 		return sb, err
+	}
+	if !strings.Contains(ref, ":") && !strings.HasPrefix(ref, "/") {
+		return sb, fmt.Errorf("no such sandbox: %w", berth.ErrNotFound)
 	}
 	found, ns, ferr := e.find(ctx, ref)
 	if ferr != nil {
