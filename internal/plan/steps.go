@@ -127,7 +127,7 @@ func (b *builder) dropInside() {
 	}
 }
 
-// dropLinks deletes links, ends of one pair once, and forgets the connections
+// dropLinks deletes links, those of the host with their other ends, and forgets the connections
 // of addresses and ports that are gone. Endpoints go before bridges.
 func (b *builder) dropLinks() {
 	var ends, bridges []LinkKey
@@ -140,9 +140,10 @@ func (b *builder) dropLinks() {
 			bridges = append(bridges, k)
 			continue
 		}
-		// The peer dies with it. Of two ends the host's is named, else the
-		// first in order.
-		if b.linkGoes(l.Peer) && compareLink(l.Peer, k) < 0 {
+		// The peer dies with it, and the host's end can always be reached. Of a
+		// wire between sandboxes both are named: one that has lost its name, but
+		// not its last process, keeps its end.
+		if b.linkGoes(l.Peer) && l.Peer.Place == Host && k.Place != Host {
 			continue
 		}
 		ends = append(ends, k)
