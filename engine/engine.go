@@ -90,7 +90,7 @@ func (e *Engine) start(ctx context.Context) (err error) {
 		return err
 	}
 	e.bootID = strings.TrimSpace(string(boot))
-	run, err := filepath.Abs(e.o.Run)
+	run, err := resolve(e.o.Run)
 	if err != nil {
 		return err
 	}
@@ -127,6 +127,23 @@ func (e *Engine) Close() error {
 		errs = append(errs, os.RemoveAll(e.scrap))
 	}
 	return errors.Join(errs...)
+}
+
+// resolve follows the links in a path as far as it is there: a directory has
+// one name, whether it is asked for as /run/berth or /var/run/berth, before it
+// is made and after.
+func resolve(path string) (string, error) {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return "", err
+	}
+	for parent, rest := path, ""; ; {
+		real, err := filepath.EvalSymlinks(parent)
+		if !errors.Is(err, os.ErrNotExist) || parent == filepath.Dir(parent) {
+			return filepath.Join(real, rest), err
+		}
+		parent, rest = filepath.Dir(parent), filepath.Join(filepath.Base(parent), rest)
+	}
 }
 
 // randomID is 64 random hex digits.
