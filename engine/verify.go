@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"berth/internal/plan"
+	"berth/internal/store"
 )
 
 // readBack panics if the kernel is not what applying d should have made of it.
@@ -15,23 +16,45 @@ func (e *Engine) readBack(ctx context.Context, d plan.Delta) {
 	if !e.verify || e.o.DryRun || d.Empty() {
 		return
 	}
+	wrong, err := e.unlike(ctx, d)
+	if err != nil {
+		panic(fmt.Sprintf("BERTH_VERIFY: %v", err))
+	}
+	if len(wrong) > 0 {
+		panic(fmt.Sprintf("BERTH_VERIFY: not as applied: %q", wrong))
+	}
+}
+
+// whole reports whether the kernel has all that is wanted for a sandbox. It
+// reads the whole host, and is for when something is refused anyway.
+func (e *Engine) whole(ctx context.Context, sandbox string) (bool, error) {
+	var d plan.Delta
+	err := e.store.View(ctx, func(tx *store.Tx) (err error) {
+		d.Put, err = sandboxState(tx, sandbox)
+		return err
+	})
+	if err != nil {
+		return false, err
+	}
+	wrong, err := e.unlike(ctx, d)
+	return len(wrong) == 0, err
+}
+
+// unlike names what in the kernel is not what applying d makes of it.
+func (e *Engine) unlike(ctx context.Context, d plan.Delta) (wrong []string, err error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	have, err := e.kernel.Read(ctx, places(d), slices.Collect(maps.Keys(d.Put.Sysctls)))
 	if err != nil {
-		panic(fmt.Sprintf("BERTH_VERIFY: %v", err))
+		return nil, err
 	}
-	var wrong []string
 	if d.Put.Table && !have.Table || d.Drop.Table && !d.Put.Table && (have.Table || have.OtherTable) {
 		wrong = append(wrong, "the table")
 	}
-	wrong = slices.Concat(wrong,
+	return slices.Concat(wrong,
 		differ(d.Put.Links, d.Drop.Links, have.Links), differ(d.Put.Addrs, d.Drop.Addrs, have.Addrs),
 		differ(d.Put.Routes, d.Drop.Routes, have.Routes), differ(d.Put.Rules, d.Drop.Rules, have.Rules),
-		differ(d.Put.Sysctls, nil, have.Sysctls), differ(d.Put.Elems, d.Drop.Elems, have.Elems))
-	if len(wrong) > 0 {
-		panic(fmt.Sprintf("BERTH_VERIFY: not as applied: %q", wrong))
-	}
+		differ(d.Put.Sysctls, nil, have.Sysctls), differ(d.Put.Elems, d.Drop.Elems, have.Elems)), nil
 }
 
 // places are where the objects of d are.

@@ -206,8 +206,14 @@ func (f fault) kill(t *testing.T, point int, again bool, states []string) {
 		t.Fatalf("it was not killed: %v\n%s", err, out)
 	}
 	if again {
-		if out, err := v.sh(f.verb); err != nil && !explained(out) {
+		out, err := v.sh(f.verb)
+		if err != nil && !explained(out) {
 			t.Errorf("run again: %v\n%s", err, out)
+		}
+		if strings.Contains(out, "connected already") {
+			if diff, err := v.sh("berth check"); err != nil {
+				t.Errorf("it said %sand check: %v\n%s", out, err, diff)
+			}
 		}
 	}
 	if out, err := v.sh("berth reconcile"); err != nil {
