@@ -23,8 +23,10 @@ func (p *program) connect() *cobra.Command {
 	var c connectFlags
 	cmd := &cobra.Command{
 		Use: "connect NETWORK SANDBOX", Short: "Connect a sandbox to a network", Args: cobra.ExactArgs(2),
-		Long: `Connect a sandbox to a network. What is in it already stays as it is. The answer
-is the interface inside the sandbox and its addresses.`,
+		Long: `Connect a sandbox to a network. What is in it already stays as it is: where
+somebody else's default route stands in the way of Berth's, nothing is done; it
+is to be deleted or given a metric, or the network to be one without a way out
+(--internal). The answer is the interface inside the sandbox and its addresses.`,
 		Example:           "  berth network connect front web\n  berth network connect --ip 10.9.0.7 front pid:4711\n  berth network connect --interface eth1 back path:/proc/4711/ns/net",
 		ValidArgsFunction: p.completeConnect,
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -197,22 +197,28 @@ func (p *place) readRoutes(state *plan.State, names map[int]string) error {
 			return err
 		}
 		for _, r := range all {
-			ways := []netlink.Route{r}
-			if len(r.MultiPath) > 0 { // IPv6 shows routes that differ in their gateways as one
-				ways = nil
-			}
-			for _, way := range r.MultiPath {
-				one := r
-				one.LinkIndex, one.Gw = way.LinkIndex, way.Gw
-				ways = append(ways, one)
-			}
-			for _, way := range ways {
+			for _, way := range ways(r) {
 				k, v := p.planRoute(way, family, names)
 				state.Routes[k] = v
 			}
 		}
 	}
 	return nil
+}
+
+// ways takes a route apart: IPv6 shows those that differ in their gateways as
+// one.
+func ways(r netlink.Route) []netlink.Route {
+	if len(r.MultiPath) == 0 {
+		return []netlink.Route{r}
+	}
+	var all []netlink.Route
+	for _, way := range r.MultiPath {
+		one := r
+		one.LinkIndex, one.Gw = way.LinkIndex, way.Gw
+		all = append(all, one)
+	}
+	return all
 }
 
 func (p *place) planRoute(r netlink.Route, family int, names map[int]string) (plan.RouteKey, plan.Route) {

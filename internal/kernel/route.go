@@ -11,6 +11,7 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
+	"berth"
 	"berth/internal/plan"
 )
 
@@ -171,35 +172,85 @@ func (p *place) newRoute(flags int, k plan.RouteKey, v plan.Route) error {
 	return err
 }
 
+// putRoute puts a route, and refuses to put it in the place of somebody else's.
 func (p *place) putRoute(k plan.RouteKey, v plan.Route) error {
-	if k.Dst.Addr().Is4() {
-		return p.newRoute(unix.NLM_F_REPLACE, k, v)
-	}
-	// IPv6 replaces by destination and metric and does not look at the link:
-	// a second network's route to ::1 would take the place of the first one's.
 	err := p.newRoute(unix.NLM_F_EXCL, k, v)
 	if !errors.Is(err, unix.EEXIST) {
 		return err
 	}
-	ours := plan.State{Routes: map[plan.RouteKey]plan.Route{}}
-	if err := p.readRoutes(&ours, map[int]string{p.index[k.Dev]: k.Dev}); err != nil {
+	there, err := p.routesLike(k)
+	if err != nil {
 		return err
 	}
-	beside := false // another link of ours leads there
-	for have := range ours.Routes {
-		beside = beside || have.Table == k.Table && have.Dst == k.Dst && have.Metric == k.Metric && have.Dev != k.Dev
+	old, stands, beside := plan.Route{}, false, false
+	for _, r := range there {
+		switch {
+		case r.Protocol == plan.Protocol && r.key == k:
+			old, stands = r.value, true
+		case r.Protocol == plan.Protocol:
+			beside = true // another link of ours leads there
+		}
 	}
-	old, stands := ours.Routes[k]
 	switch {
 	case stands && old == v:
 		return nil
-	case !beside:
+	case there[0].Protocol != plan.Protocol: // a replacement takes the first
+		return fmt.Errorf("there is one that is not Berth's (%s): delete it or give it a metric: %w", there[0], berth.ErrExists)
+	case !beside || k.Dst.Addr().Is4():
 		return p.newRoute(unix.NLM_F_REPLACE, k, v)
 	}
+	// IPv6 replaces by destination and metric and does not look at the link:
+	// a second network's route to ::1 would take the place of the first one's.
 	if err := p.newRoute(unix.NLM_F_APPEND, k, v); err != nil || !stands {
 		return err
 	}
 	return p.dropRoute(k, old)
+}
+
+// A seenRoute is a route of anybody's with what plan would have of it.
+type seenRoute struct {
+	netlink.Route
+	key   plan.RouteKey
+	value plan.Route
+}
+
+// String is the route as ip-route(8) names it, without its destination.
+func (r seenRoute) String() string {
+	s := "dev " + r.key.Dev
+	if r.value.Gateway.IsValid() {
+		s = "via " + r.value.Gateway.String() + " " + s
+	}
+	return s
+}
+
+// routesLike lists the routes that stand where k would: those of its table,
+// destination and metric, in their order.
+func (p *place) routesLike(k plan.RouteKey) ([]seenRoute, error) {
+	links, err := p.links()
+	if err != nil {
+		return nil, err
+	}
+	names := map[int]string{}
+	for _, l := range links {
+		names[l.Index] = l.Name
+	}
+	all, err := p.routeList(familyOf(k.Dst.Addr()), &netlink.Route{Table: k.Table}, netlink.RT_FILTER_TABLE)
+	if err != nil {
+		return nil, err
+	}
+	var out []seenRoute
+	for _, r := range all {
+		for _, way := range ways(r) {
+			key, value := p.planRoute(way, familyOf(k.Dst.Addr()), names)
+			if key.Dst == k.Dst && key.Metric == k.Metric && way.Tos == 0 {
+				out = append(out, seenRoute{way, key, value})
+			}
+		}
+	}
+	if len(out) == 0 {
+		return nil, fmt.Errorf("it was there and is not: %w", berth.ErrDrifted)
+	}
+	return out, nil
 }
 
 func (p *place) dropRoute(k plan.RouteKey, v plan.Route) error {
