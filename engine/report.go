@@ -98,6 +98,9 @@ func difference(have, want any) string {
 		field("link-local addresses", !hl.NoLinkLocal, !wl.NoLinkLocal)
 		return ": " + strings.Join(out, ", ")
 	}
+	if ha, ok := h.(plan.Addr); ok && ha.Bare {
+		return ": a route that came with it is gone"
+	}
 	if he, ok := h.(plan.Elem); ok && he.Value == w.(plan.Elem).Value {
 		return ": comment differs"
 	}

@@ -23,7 +23,7 @@ func (k *Kernel) Read(ctx context.Context, places []plan.Place, sysctls []plan.S
 	defer k.mu.Unlock()
 	s := k.session()
 	state := plan.State{
-		Links: map[plan.LinkKey]plan.Link{}, Addrs: map[plan.AddrKey]struct{}{}, Routes: map[plan.RouteKey]plan.Route{},
+		Links: map[plan.LinkKey]plan.Link{}, Addrs: map[plan.AddrKey]plan.Addr{}, Routes: map[plan.RouteKey]plan.Route{},
 		Rules: map[plan.RuleKey]struct{}{}, Sysctls: map[plan.SysctlKey]string{},
 	}
 	wanted := map[plan.Place][]string{}
@@ -117,7 +117,7 @@ func (p *place) read(state *plan.State, pairs map[string][]plan.LinkKey, sysctls
 	if err := p.readAddrs(state, ours); err != nil {
 		return err
 	}
-	if err := p.checkSubnets(state, names); err != nil {
+	if err := p.checkAddrs(state, names); err != nil {
 		return err
 	}
 	if err := p.readRoutes(state, names); err != nil {
@@ -152,39 +152,43 @@ func (p *place) readAddrs(state *plan.State, ours map[int]plan.LinkKey) error {
 	for _, a := range all {
 		prefix := prefixOf(a.IPNet)
 		if k, ok := ours[a.LinkIndex]; ok && !prefix.Addr().IsLinkLocalUnicast() {
-			state.Addrs[plan.AddrKey{Link: k, Prefix: prefix}] = struct{}{}
+			state.Addrs[plan.AddrKey{Link: k, Prefix: prefix}] = plan.Addr{}
 		}
 	}
 	return err
 }
 
-// checkSubnets takes those addresses out of state whose subnet's route is not
-// there: the kernel makes it with the address, and somebody else can take it
-// away. Such an address is to be put again.
-func (p *place) checkSubnets(state *plan.State, names map[int]string) error {
-	type subnet struct {
+// checkAddrs marks the addresses that have lost a route that the kernel made
+// with them: to their subnet, or to themselves. The latter is not looked for
+// with IPv6, where a worker makes it some time after the address
+// (addrconf_dad_work) and nothing tells "not yet" from "not any more".
+func (p *place) checkAddrs(state *plan.State, names map[int]string) error {
+	type own struct {
+		table  int
 		dev    string
 		prefix netip.Prefix
 	}
-	have := map[subnet]bool{}
+	have := map[own]bool{}
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		filter := &netlink.Route{Protocol: unix.RTPROT_KERNEL, Table: unix.RT_TABLE_MAIN}
+		filter := &netlink.Route{Protocol: unix.RTPROT_KERNEL, Table: unix.RT_TABLE_UNSPEC}
 		all, err := p.routeList(family, filter, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
 		if err != nil {
 			return err
 		}
 		for _, r := range all {
-			have[subnet{names[r.LinkIndex], prefixOf(r.Dst)}] = true
-			for _, way := range r.MultiPath {
-				have[subnet{names[way.LinkIndex], prefixOf(r.Dst)}] = true
+			for _, way := range ways(r) {
+				have[own{r.Table, names[way.LinkIndex], prefixOf(r.Dst)}] = true
 			}
 		}
 	}
 	for k := range state.Addrs {
 		// A link that is down has no such routes and gets them when it comes up.
-		if k.Link.Place == p.name && !k.Prefix.IsSingleIP() && state.Links[k.Link].Up && !have[subnet{k.Link.Name, k.Prefix.Masked()}] {
-			delete(state.Addrs, k)
+		if k.Link.Place != p.name || !state.Links[k.Link].Up {
+			continue
 		}
+		itself := k.Prefix.Addr().Is6() || have[own{unix.RT_TABLE_LOCAL, k.Link.Name, netip.PrefixFrom(k.Prefix.Addr(), 32)}]
+		subnet := k.Prefix.IsSingleIP() || have[own{unix.RT_TABLE_MAIN, k.Link.Name, k.Prefix.Masked()}]
+		state.Addrs[k] = plan.Addr{Bare: !itself || !subnet}
 	}
 	return nil
 }

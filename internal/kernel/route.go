@@ -92,21 +92,36 @@ func (p *place) putAddr(k plan.AddrKey) error {
 	if req, err = p.addrRequest(unix.RTM_NEWADDR, unix.NLM_F_REPLACE, k); err == nil {
 		_, err = req.Execute(unix.NETLINK_ROUTE, 0)
 	}
-	if err == nil && !k.Prefix.IsSingleIP() {
-		err = p.putSubnet(k)
+	if err == nil {
+		err = p.putOwnRoutes(k)
 	}
 	return err
 }
 
-// putSubnet puts the route that the kernel made with an address, and makes
-// with it only.
-func (p *place) putSubnet(k plan.AddrKey) error {
-	v := plan.Route{Src: k.Prefix.Addr()}
-	key := plan.RouteKey{Place: p.name, Table: unix.RT_TABLE_MAIN, Dst: k.Prefix.Masked(), Dev: k.Link.Name}
-	if k.Prefix.Addr().Is6() {
-		v.Src, key.Metric = netip.Addr{}, 256 // IP6_RT_PRIO_ADDRCONF
+// putOwnRoutes puts the routes that the kernel made with an address, and makes
+// with it only. Those put by hand go with the address as its own do, but for
+// the local one of IPv6, which is left to the kernel.
+func (p *place) putOwnRoutes(k plan.AddrKey) error {
+	src, v4 := k.Prefix.Addr(), k.Prefix.Addr().Is4()
+	if v4 {
+		itself := plan.RouteKey{Table: unix.RT_TABLE_LOCAL, Dst: netip.PrefixFrom(src, src.BitLen()), Dev: k.Link.Name}
+		if err := p.putKernelRoute(itself, plan.Route{Src: src, Local: true}); err != nil {
+			return err
+		}
 	}
-	req, err := p.routeRequest(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_APPEND, key, v)
+	if k.Prefix.IsSingleIP() {
+		return nil
+	}
+	subnet, v := plan.RouteKey{Table: unix.RT_TABLE_MAIN, Dst: k.Prefix.Masked(), Dev: k.Link.Name}, plan.Route{Src: src}
+	if !v4 {
+		v.Src, subnet.Metric = netip.Addr{}, 256 // IP6_RT_PRIO_ADDRCONF
+	}
+	return p.putKernelRoute(subnet, v)
+}
+
+// putKernelRoute puts a route in the kernel's own name.
+func (p *place) putKernelRoute(k plan.RouteKey, v plan.Route) error {
+	req, err := p.routeRequest(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_APPEND, k, v)
 	if err != nil {
 		return err
 	}

@@ -133,43 +133,59 @@ func (w *world) inside(t *testing.T, p plan.Place, script string) string {
 	return w.host.Run(t, "nsenter", fmt.Sprintf("--net=/proc/%d/fd/%d", os.Getpid(), w.there[p].FD()), "sh", "-c", script)
 }
 
-// TestSubnetsRouteComesBack: somebody else takes away the route that came with
-// an address; the other link's of the same subnet stays.
-func TestSubnetsRouteComesBack(t *testing.T) {
+// TestOwnRoutesComeBack: somebody else takes away routes that came with an
+// address; the other link's of the same subnet stay.
+func TestOwnRoutesComeBack(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, "c1")
 	out2, in2 := plan.LinkKey{Place: plan.Host, Name: "bt2"}, plan.LinkKey{Place: "c1", Name: "eth1"}
 	w.apply(t, putBridge(), putPair(outKey, inKey, "berth:1"), putPair(out2, in2, "berth:2"))
-	var keys []plan.AddrKey
+	var want plan.State
+	want.Addrs = map[plan.AddrKey]plan.Addr{}
 	for link, addrs := range map[plan.LinkKey][]string{inKey: {"10.9.0.2/24", "fd00::2/64"}, in2: {"10.9.0.3/24", "fd00::3/64"}} {
 		for _, a := range addrs {
 			k := plan.AddrKey{Link: link, Prefix: prefix(a)}
-			keys = append(keys, k)
+			want.Addrs[k] = plan.Addr{}
 			w.apply(t, plan.PutAddr{Key: k}, plan.UpLink{Key: link})
 		}
 	}
-	routes := func() string { return w.inside(t, "c1", "ip route") + w.inside(t, "c1", "ip -6 route | grep -v fe80") }
-	before := routes()
-	if have := w.read(t).Addrs; len(have) != 4 {
-		t.Fatalf("there is %v", have)
-	}
-	w.inside(t, "c1", "ip route del 10.9.0.0/24 dev eth0; ip -6 route del fd00::/64 dev eth1")
-	if have := w.read(t).Addrs; len(have) != 2 {
-		t.Errorf("with two subnets' routes away there is %v", have)
-	}
-	for _, k := range keys {
-		w.apply(t, plan.PutAddr{Key: k})
-	}
-	if have := w.read(t).Addrs; len(have) != 4 {
-		t.Errorf("mended, there is %v", have)
-	}
-	sorted := func(s string) string {
-		lines := strings.Split(s, "\n")
+	routes := func() string {
+		lines := strings.Split(w.inside(t, "c1", "ip -4 route show table all; ip -6 route"), "\n")
 		slices.Sort(lines)
 		return strings.Join(lines, "\n")
 	}
-	if after := routes(); sorted(after) != sorted(before) {
-		t.Errorf("mended:\n%s\nbefore:\n%s", after, before)
+	addrs := func() plan.State { return plan.State{Addrs: w.read(t).Addrs} }
+	w.inside(t, "c1", "ip route add 10.8.0.0/16 via 10.9.0.1 dev eth0; ip -6 route add fd08::/16 via fd00::1 dev eth1")
+	before := routes()
+	for script, bare := range map[string]int{
+		"ip route del 10.9.0.0/24 dev eth0; ip -6 route del fd00::/64 dev eth1":         2,
+		"ip route del table local 10.9.0.2 dev eth0":                                    1,
+		"ip route del table local 10.9.0.3 dev eth1; ip route del 10.9.0.0/24 dev eth1": 1,
+		"ip -6 route del fd00::/64 dev eth0":                                            1,
+		"ip -4 addr flush dev eth1":                                                     0,
+	} {
+		w.inside(t, "c1", script)
+		n := 0
+		for _, a := range addrs().Addrs {
+			if a.Bare {
+				n++
+			}
+		}
+		if n != bare {
+			t.Errorf("%s: %d addresses without all their routes, want %d", script, n, bare)
+		}
+		w.apply(t, plan.Steps(plan.Diff(addrs(), want))...)
+		if d := plan.Diff(addrs(), want); !d.Empty() {
+			t.Errorf("%s: mended, but for %+v", script, d)
+		}
+		if after := routes(); after != before {
+			t.Errorf("%s: mended:\n%s\nbefore:\n%s", script, after, before)
+		}
+	}
+	// Nothing of what was put by hand stays behind an address.
+	w.apply(t, plan.Steps(plan.Diff(addrs(), plan.State{}))...)
+	if left := w.inside(t, "c1", "ip -4 route show table all; ip -6 route show table all | grep -vE 'fe80|multicast|fd08' || true"); strings.TrimSpace(left) != "" {
+		t.Errorf("left: %s", left)
 	}
 }
 

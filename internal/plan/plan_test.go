@@ -21,7 +21,7 @@ type model struct{ plan.State }
 
 func newModel(s plan.State) *model {
 	m := &model{plan.State{
-		Links: map[plan.LinkKey]plan.Link{}, Addrs: map[plan.AddrKey]struct{}{}, Routes: map[plan.RouteKey]plan.Route{},
+		Links: map[plan.LinkKey]plan.Link{}, Addrs: map[plan.AddrKey]plan.Addr{}, Routes: map[plan.RouteKey]plan.Route{},
 		Rules: map[plan.RuleKey]struct{}{}, Sysctls: map[plan.SysctlKey]string{}, Elems: map[plan.ElemKey]plan.Elem{},
 	}}
 	m.Add(s)
@@ -62,7 +62,7 @@ func (m *model) do(t *rapid.T, s plan.Step) {
 		if _, ok := m.Links[s.Key.Link]; !ok {
 			t.Fatalf("puts %v on a link that is not there", s.Key)
 		}
-		m.Addrs[s.Key] = struct{}{}
+		m.Addrs[s.Key] = plan.Addr{}
 	case plan.DropAddr:
 		delete(m.Addrs, s.Key)
 	case plan.PutRoute:
@@ -109,7 +109,7 @@ func (m *model) dropLink(k plan.LinkKey) {
 		return
 	}
 	delete(m.Links, k)
-	maps.DeleteFunc(m.Addrs, func(a plan.AddrKey, _ struct{}) bool { return a.Link == k })
+	maps.DeleteFunc(m.Addrs, func(a plan.AddrKey, _ plan.Addr) bool { return a.Link == k })
 	maps.DeleteFunc(m.Routes, func(r plan.RouteKey, _ plan.Route) bool { return r.Place == k.Place && r.Dev == k.Name })
 	maps.DeleteFunc(m.Sysctls, func(s plan.SysctlKey, _ string) bool {
 		return s.Place == k.Place && strings.Contains(s.Path, "/"+k.Name+"/")

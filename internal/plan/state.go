@@ -36,7 +36,7 @@ type State struct {
 	OtherTable bool
 
 	Links   map[LinkKey]Link
-	Addrs   map[AddrKey]struct{}
+	Addrs   map[AddrKey]Addr
 	Routes  map[RouteKey]Route
 	Rules   map[RuleKey]struct{}
 	Sysctls map[SysctlKey]string
@@ -82,6 +82,13 @@ type Link struct {
 type AddrKey struct {
 	Link   LinkKey
 	Prefix netip.Prefix // not masked: the address and its subnet's length
+}
+
+// An Addr is what is behind an AddrKey.
+type Addr struct {
+	// Bare says that somebody took away a route that the kernel made with the
+	// address. Only a State that was read has it.
+	Bare bool
 }
 
 // A RouteKey names a route of Berth's own protocol number.
@@ -160,7 +167,7 @@ func add[K comparable, V any](into *map[K]V, from map[K]V) {
 }
 
 func (s *State) link(k LinkKey, v Link)         { set(&s.Links, k, v) }
-func (s *State) addr(k LinkKey, p netip.Prefix) { set(&s.Addrs, AddrKey{k, p}, struct{}{}) }
+func (s *State) addr(k LinkKey, p netip.Prefix) { set(&s.Addrs, AddrKey{k, p}, Addr{}) }
 func (s *State) route(k RouteKey, v Route)      { set(&s.Routes, k, v) }
 func (s *State) rule(k RuleKey)                 { set(&s.Rules, k, struct{}{}) }
 func (s *State) sysctl(p Place, path, v string) { set(&s.Sysctls, SysctlKey{p, path}, v) }
@@ -230,7 +237,7 @@ func withoutRemade(have, want State) State {
 		return have
 	}
 	out := Sum(have)
-	maps.DeleteFunc(out.Addrs, func(k AddrKey, _ struct{}) bool { return remade[k.Link] })
+	maps.DeleteFunc(out.Addrs, func(k AddrKey, _ Addr) bool { return remade[k.Link] })
 	maps.DeleteFunc(out.Routes, func(k RouteKey, _ Route) bool { return remade[LinkKey{k.Place, k.Dev}] })
 	maps.DeleteFunc(out.Sysctls, func(k SysctlKey, _ string) bool { return remade[LinkKey{k.Place, device(k.Path)}] })
 	return out

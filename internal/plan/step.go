@@ -42,7 +42,12 @@ type (
 		Names []string
 	}
 
-	PutAddr  struct{ Key AddrKey }
+	PutAddr struct {
+		Key AddrKey
+		// Bare says that the address stands and a route that the kernel made
+		// with it does not.
+		Bare bool
+	}
 	DropAddr struct{ Key AddrKey }
 	PutRoute struct {
 		Key   RouteKey

@@ -121,10 +121,18 @@ func (b *builder) dropInside() {
 		}
 	}
 	for _, k := range sorted(b.d.Drop.Addrs, compareAddr) {
-		if !b.linkGoes(k.Link) {
+		if !b.linkGoes(k.Link) && !b.bare(k) {
 			b.add(DropAddr{k})
 		}
 	}
+}
+
+// bare reports whether k is an address that stands without its routes. It is
+// not dropped: with the last IPv4 address of a link go all its routes.
+func (b *builder) bare(k AddrKey) bool {
+	_, drop := b.d.Drop.Addrs[k]
+	_, put := b.d.Put.Addrs[k]
+	return drop && put
 }
 
 // dropLinks deletes links, those of the host with their other ends, and forgets the connections
@@ -230,7 +238,7 @@ func (b *builder) putLinks() {
 	}
 	b.linkSysctls()
 	for _, k := range sorted(b.d.Put.Addrs, compareAddr) {
-		b.add(PutAddr{k})
+		b.add(PutAddr{k, b.bare(k)})
 	}
 	for _, k := range sorted(up, compareLink) {
 		if up[k] {

@@ -79,12 +79,31 @@ func onOff(b bool) string {
 	return "off"
 }
 
-func (w *writer) putAddr(k plan.AddrKey) {
+func (w *writer) putAddr(x plan.PutAddr) {
+	k := x.Key
+	if x.Bare {
+		w.ownRoutes(k)
+		return
+	}
 	args := []string{k.Prefix.String(), "dev", k.Link.Name}
 	if k.Prefix.Addr().Is6() {
 		args = append(args, "nodad")
 	}
 	w.ip(k.Link.Place, "addr replace", args...)
+}
+
+// ownRoutes puts the routes that came with an address.
+func (w *writer) ownRoutes(k plan.AddrKey) {
+	w.why = "the routes that came with the address"
+	subnet, addr := k.Prefix.Masked().String(), k.Prefix.Addr().String()
+	if k.Prefix.Addr().Is6() {
+		w.ipOr(k.Link.Place, "-6 route append", subnet, "dev", k.Link.Name, "proto", "kernel", "metric", "256")
+		return
+	}
+	w.ipOr(k.Link.Place, "route append local", addr, "dev", k.Link.Name, "table", "local", "proto", "kernel", "scope", "host", "src", addr)
+	if !k.Prefix.IsSingleIP() {
+		w.ipOr(k.Link.Place, "route append", subnet, "dev", k.Link.Name, "proto", "kernel", "scope", "link", "src", addr)
+	}
 }
 
 // family opens a command of ip(8) that cannot tell the family by itself.

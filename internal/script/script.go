@@ -54,7 +54,10 @@ func (s Script) Render(steps []plan.Step) string {
 // serves both.
 func follows(a, b plan.Step) bool {
 	switch b := b.(type) {
-	case plan.PutAddr, plan.DropAddr, plan.PutRule, plan.DropRule, plan.UpLink, plan.DropRoute:
+	case plan.PutAddr:
+		before, ok := a.(plan.PutAddr)
+		return ok && before.Bare == b.Bare
+	case plan.DropAddr, plan.PutRule, plan.DropRule, plan.UpLink, plan.DropRoute:
 		return reflect.TypeOf(a) == reflect.TypeOf(b)
 	case plan.SetSysctl:
 		before, ok := a.(plan.SetSysctl)
@@ -89,7 +92,7 @@ func (w *writer) step(step plan.Step) {
 		}
 	case plan.PutAddr:
 		w.why = "addresses; IPv6 without the second of duplicate address detection"
-		w.putAddr(x.Key)
+		w.putAddr(x)
 	case plan.DropAddr:
 		w.why = "the addresses go"
 		w.ipOr(x.Key.Link.Place, "addr del", x.Key.Prefix.String(), "dev", x.Key.Link.Name)

@@ -72,6 +72,8 @@ ip -n c1 link set dev eth0 alias berth:e`},
 ip -n c1 link del dev eth0 || true
 ip -n c1 link del dev 'a'\''b' || true`},
 		{"put address", plan.PutAddr{Key: plan.AddrKey{Link: c1, Prefix: prefix("fd00::5/64")}}, "ip -n c1 addr replace fd00::5/64 dev eth0 nodad"},
+		{"routes of an address", plan.PutAddr{Key: plan.AddrKey{Link: c1, Prefix: prefix("10.9.0.2/24")}, Bare: true}, "ip -n c1 route append local 10.9.0.2 dev eth0 table local proto kernel scope host src 10.9.0.2 || true\nip -n c1 route append 10.9.0.0/24 dev eth0 proto kernel scope link src 10.9.0.2 || true"},
+		{"routes of an IPv6 address", plan.PutAddr{Key: plan.AddrKey{Link: c1, Prefix: prefix("fd00::5/64")}, Bare: true}, "ip -n c1 -6 route append fd00::/64 dev eth0 proto kernel metric 256 || true"},
 		{"drop address", plan.DropAddr{Key: plan.AddrKey{Link: host, Prefix: prefix("10.9.0.1/24")}}, "ip addr del 10.9.0.1/24 dev bt01 || true"},
 		{"default route", plan.PutRoute{
 			Key:   plan.RouteKey{Place: "c1", Table: plan.TableMain, Dst: prefix("::/0"), Dev: "eth0"},
