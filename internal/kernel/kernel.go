@@ -41,16 +41,16 @@ type Options struct {
 // A Kernel is the kernel of one host and its sandboxes. Any number of
 // goroutines may use it; they take turns.
 type Kernel struct {
-	o    Options
-	late sync.WaitGroup
+	o Options
 
 	mu     sync.Mutex // guards the fields below
 	host   *place
 	places map[plan.Place]*place // open sandboxes, until Release
 	nft    *nft.Conn             // nil until needed
-	// deleted says that elements were deleted by nft: its close waits then.
-	deleted bool
-	diag    *nl.NetlinkSocket // nil until needed
+	diag   *nl.NetlinkSocket     // nil until needed
+	// connections stays open when it was needed: to close any netfilter socket
+	// waits for the nft deletions of all, some 10 ms.
+	connections map[int]*nl.SocketHandle
 }
 
 // Open opens the kernel of a host, whose namespace stays the caller's.
@@ -89,9 +89,10 @@ func (k *Kernel) Close() error {
 	if k.diag != nil {
 		k.diag.Close()
 	}
-	err := k.closeFirewall()
-	k.late.Wait()
-	return err
+	for _, s := range k.connections {
+		s.Close()
+	}
+	return k.closeFirewall()
 }
 
 func (k *Kernel) firewall() (*nft.Conn, error) {
@@ -311,7 +312,7 @@ func (k *Kernel) Apply(ctx context.Context, steps []plan.Step) error {
 					i++
 				}
 			}
-			err = s.dropLinks(d, flush, laterTransaction(steps[i+1:]))
+			err = s.dropLinks(d, flush)
 		} else {
 			err = s.do(steps[i])
 		}
@@ -323,25 +324,9 @@ func (k *Kernel) Apply(ctx context.Context, steps []plan.Step) error {
 	return nil
 }
 
-func laterTransaction(steps []plan.Step) bool {
-	for _, s := range steps {
-		if _, ok := s.(plan.Transaction); ok {
-			return true
-		}
-	}
-	return false
-}
-
-// dropLinks deletes links while the connections of their addresses are
-// forgotten and the firewall's socket, if it is not needed any more, is closed:
-// all three wait for grace periods of the kernel.
-func (s session) dropLinks(d plan.DropLinks, flush plan.FlushConntrack, firewall bool) error {
-	if !firewall && s.k.nft != nil && s.k.deleted {
-		s.k.deleted = false
-		c := s.k.nft
-		s.k.nft = nil
-		s.k.late.Go(func() { c.Close() })
-	}
+// dropLinks deletes links while the connections of their addresses are looked
+// for: one waits for grace periods of the kernel, the other uses a processor.
+func (s session) dropLinks(d plan.DropLinks, flush plan.FlushConntrack) error {
 	errs := make(chan error, 1)
 	go func() { errs <- s.flush(flush) }()
 	err := s.do(d)
@@ -356,7 +341,6 @@ func (s session) do(step plan.Step) error {
 		if err != nil {
 			return err
 		}
-		s.k.deleted = s.k.deleted || step.Rebuild || step.Remove || len(step.Drop) > 0
 		return c.Apply(step, s.k.o.Store)
 	case plan.PutLink:
 		return s.put("put link", step.Key.Name, step.Key.Place, func(p *place) error { return s.putLink(p, step) })
