@@ -26,7 +26,7 @@ var byHand = []string{
 	"network connect front api",
 	"network connect inner web",
 	"network connect --gw-priority 3 --mac-address 02:00:00:00:00:42 --interface q0 quiet web",
-	"network connect wire ns1",
+	"network connect wire ns1 -p 8083:80",
 	"network connect pair web",
 	"network connect pair api",
 	"network connect theirs path:/run/netns/ns1",

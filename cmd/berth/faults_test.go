@@ -40,6 +40,9 @@ var faults = []fault{
 	{"connect", nets + "berth sandbox create web && ", "berth network connect front web", nil},
 	{"connect what was found", nets, "berth network connect front ns1", nil},
 	{"second connect", boxes, "berth network connect --gw-priority 1 back web", nil},
+	// Run again it says "connected already", which is true; reconcile does the rest.
+	{"connect with ports", nets + "berth sandbox create web && ", "berth network connect -p 8888:80 front web || berth reconcile",
+		[]string{"berth network connect front web"}},
 	{"first wire end", "berth network create --driver link --ipv6 wire && ", "berth network connect wire ns1", nil},
 	{"second wire end", "berth network create --driver link --opt host=false wire && berth sandbox create web && berth network connect wire web && ",
 		"berth network connect wire ns1", nil},

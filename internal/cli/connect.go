@@ -1,6 +1,8 @@
 package cli
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -14,9 +16,9 @@ import (
 
 // connectFlags are the flags of "network connect" as they are typed.
 type connectFlags struct {
-	ip, ip6, mac, dev string
-	aliases, labels   []string
-	priority          int
+	ip, ip6, mac, dev        string
+	aliases, labels, publish []string
+	priority                 int
 }
 
 func (p *program) connect() *cobra.Command {
@@ -26,11 +28,18 @@ func (p *program) connect() *cobra.Command {
 		Long: `Connect a sandbox to a network. What is in it already stays as it is: where
 somebody else's default route stands in the way of Berth's, nothing is done; it
 is to be deleted or given a metric, or the network to be one without a way out
-(--internal). The answer is the interface inside the sandbox and its addresses.`,
-		Example:           "  berth network connect front web\n  berth network connect --ip 10.9.0.7 front pid:4711\n  berth network connect --interface eth1 back path:/proc/4711/ns/net",
+(--internal). The answer is the interface inside the sandbox and its addresses.
+
+With --publish, ports are published too, and the answer lists them; if that is
+refused, the sandbox does not stay connected.`,
+		Example:           "  berth network connect front web\n  berth network connect -p 8888:80 -p 53:53/udp front web\n  berth network connect --ip 10.9.0.7 front pid:4711\n  berth network connect --interface eth1 back path:/proc/4711/ns/net",
 		ValidArgsFunction: p.completeConnect,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o, err := c.options()
+			if err != nil {
+				return usage(err)
+			}
+			specs, err := portSpecs(c.publish)
 			if err != nil {
 				return usage(err)
 			}
@@ -39,11 +48,18 @@ is to be deleted or given a metric, or the network to be one without a way out
 				if err != nil {
 					return err
 				}
+				ports, err := publishConnected(cmd.Context(), e, args[0], args[1], ep, specs)
+				if err != nil {
+					return err
+				}
 				words := []string{ep.Interface}
 				for _, a := range ep.Addrs {
 					words = append(words, a.String())
 				}
 				p.say(strings.Join(words, " "))
+				for _, x := range ports {
+					p.say(portLine(x))
+				}
 				return nil
 			})
 		},
@@ -56,10 +72,26 @@ is to be deleted or given a metric, or the network to be one without a way out
 	f.StringArrayVar(&c.aliases, "alias", nil, "another `name` of the sandbox on this network")
 	f.IntVar(&c.priority, "gw-priority", 0, "the network with the highest `number` gives the default route")
 	f.StringArrayVar(&c.labels, "label", nil, "a label, as `KEY=VALUE`")
-	for _, name := range []string{"ip", "ip6", "mac-address", "interface", "alias", "gw-priority", "label"} {
+	f.StringArrayVarP(&c.publish, "publish", "p", nil, "publish a `port` on this network, as \"berth publish\" does")
+	for _, name := range []string{"ip", "ip6", "mac-address", "interface", "alias", "gw-priority", "label", "publish"} {
 		completeFlag(cmd, name, cobra.NoFileCompletions)
 	}
 	return p.changing(cmd)
+}
+
+// publishConnected publishes ports of a sandbox that was just connected. If it
+// is refused, the connection is taken back, even by one who was interrupted.
+func publishConnected(ctx context.Context, e *engine.Engine, network, sandbox string, ep berth.Endpoint, specs []berth.PortSpec) ([]berth.Port, error) {
+	if len(specs) == 0 {
+		return nil, nil
+	}
+	ports, err := e.Publish(ctx, sandbox, specs, engine.PublishOptions{Network: network})
+	if err == nil {
+		return ports, nil
+	}
+	err = fmt.Errorf("connect to %s, taken back: %w", network, err)
+	ctx = context.WithoutCancel(ctx)
+	return nil, errors.Join(err, e.Disconnect(ctx, network, []string{sandbox}, engine.DisconnectOptions{Interface: ep.Interface}))
 }
 
 func (c *connectFlags) options() (engine.ConnectOptions, error) {

@@ -25,13 +25,9 @@ one). The answer lists what is published.`,
 		Example:           "  berth publish web 8888:80\n  berth publish --replace green 443:8443",
 		ValidArgsFunction: p.completeSandbox,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			var specs []berth.PortSpec
-			for _, a := range args[1:] {
-				s, err := berth.ParsePortSpec(a)
-				if err != nil {
-					return usage(err)
-				}
-				specs = append(specs, s...)
+			specs, err := portSpecs(args[1:])
+			if err != nil {
+				return usage(err)
 			}
 			if o.Cut && !o.Replace {
 				return usage(errors.New("publish: --cut goes with --replace"))
@@ -51,6 +47,18 @@ one). The answer lists what is published.`,
 	f.BoolVar(&o.Cut, "cut", false, "with --replace: end the connections that stand")
 	completeFlag(cmd, "network", p.completeNetworks)
 	return p.changing(cmd)
+}
+
+// portSpecs reads ports as "publish" takes them.
+func portSpecs(words []string) (specs []berth.PortSpec, err error) {
+	for _, w := range words {
+		s, err := berth.ParsePortSpec(w)
+		if err != nil {
+			return nil, err
+		}
+		specs = append(specs, s...)
+	}
+	return specs, nil
 }
 
 func (p *program) unpublish() *cobra.Command {
