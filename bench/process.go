@@ -25,20 +25,22 @@ type tool struct {
 	name           string
 	attach, detach func(i int, sb *netns.NS)
 	in, out        sample
+	want           limit // of berth's time by this one's
 }
 
-// process compares whole processes: two calls of berth with what container
-// engines run.
+// process compares whole processes: berth, in two calls and in one, with what
+// container engines run.
 func process() []row {
 	b := newBed()
-	ours := &tool{
-		attach: func(i int, sb *netns.NS) {
-			b.berth("network", "connect", "front", ref(sb))
-			b.berth("publish", ref(sb), fmt.Sprintf("%d:80", 30000+i))
-		},
-		detach: func(_ int, sb *netns.NS) { b.berth("network", "disconnect", "front", ref(sb)) },
-	}
-	var others []*tool
+	detach := func(_ int, sb *netns.NS) { b.berth("network", "disconnect", "front", ref(sb)) }
+	two := &tool{name: "connect, then publish, as two processes / ", detach: detach, attach: func(i int, sb *netns.NS) {
+		b.berth("network", "connect", "front", ref(sb))
+		b.berth("publish", ref(sb), fmt.Sprintf("%d:80", 30000+i))
+	}}
+	one := &tool{name: "connect with --publish, as one process / ", detach: detach, attach: func(i int, sb *netns.NS) {
+		b.berth("network", "connect", "--publish", fmt.Sprintf("%d:80", 40000+i), "front", ref(sb))
+	}}
+	all := []*tool{two, one}
 	var rows []row
 	for _, t := range []struct {
 		make      func() *tool
@@ -49,17 +51,16 @@ func process() []row {
 		{cniTool, cniPath + "/portmap", "Debian's CNI chain (bridge, host-local, portmap, firewall)", "containernetworking-plugins", atMost(0.1)},
 		{netavarkTool, netavark, "Debian's netavark", "netavark", limit{}},
 	} {
-		what := "connect, then publish, as two processes / " + t.name
 		if _, err := os.Stat(t.file); err != nil {
-			rows = append(rows, row{what: what, unit: " ms", want: t.want, note: "not installed (" + t.pkg + ")"})
+			for _, ours := range all[:2] {
+				rows = append(rows, row{what: ours.name + t.name, unit: " ms", want: t.want, note: "not installed (" + t.pkg + ")"})
+			}
 			continue
 		}
 		other := t.make()
-		other.name = t.name
-		others = append(others, other)
-		rows = append(rows, row{what: what, unit: " ms", want: t.want})
+		other.name, other.want = t.name, t.want
+		all = append(all, other)
 	}
-	all := append([]*tool{ours}, others...)
 	var sbs []*netns.NS
 	for i := range rounds(20) {
 		sbs = append(sbs, several(len(all))...)
@@ -73,16 +74,11 @@ func process() []row {
 		i, t := j/len(all), all[j%len(all)]
 		t.out.timed(func() { t.detach(i, sb) })
 	}
-	for i := range rows {
-		rows[i].ours = ours.in
-		for _, o := range others {
-			if strings.HasSuffix(rows[i].what, o.name) {
-				rows[i].reference = o.in
-			}
+	for _, o := range all[2:] {
+		for _, ours := range all[:2] {
+			rows = append(rows, row{what: ours.name + o.name, ours: ours.in, reference: o.in, unit: " ms", want: o.want})
 		}
-	}
-	for _, o := range others {
-		rows = append(rows, row{what: "disconnect as a process / " + o.name, ours: ours.out, reference: o.out, unit: " ms"})
+		rows = append(rows, row{what: "disconnect as a process / " + o.name, ours: two.out, reference: o.out, unit: " ms"})
 	}
 	return append(rows, row{what: "processes left after the commands", ours: sample{float64(left)}, want: itselfMost(0)})
 }
