@@ -50,6 +50,7 @@ const attempts = 5
 // ours. locks is asked anew each time, as what to lock may depend on the store.
 func (e *Engine) do(ctx context.Context, locks func() ([]lock, error), fn change) error {
 	defer e.kernel.Release()
+	looked := e.o.DryRun
 	for n := 0; ; n++ {
 		err := e.try(ctx, locks, fn)
 		var dead *deadOwners
@@ -70,6 +71,16 @@ func (e *Engine) do(ctx context.Context, locks func() ([]lock, error), fn change
 				return err
 			}
 		case errors.Is(err, errAgain):
+		case !looked && (errors.Is(err, berth.ErrExists) || errors.Is(err, berth.ErrNotFound)):
+			// What is refused must be true, and is not after a crash between the
+			// record and the kernel.
+			looked = true
+			if clean, lookErr := e.clean(ctx); clean || lookErr != nil {
+				return err
+			}
+			if _, err := e.heal(ctx, nil); err != nil {
+				return err
+			}
 		default:
 			return err
 		}

@@ -43,7 +43,6 @@ func (e *Engine) connect(ctx context.Context, network, sandbox string, o Connect
 		ls := []lock{{store.LockNetwork, n.ID, n.Driver == berth.Link}, {store.LockSandbox, sb.ID, true}}
 		return e.withOthers(ctx, ls, n, sb.ID)
 	}
-	looked := false
 	err = e.do(ctx, locks, func(ctx context.Context) error {
 		present, err := e.kernel.LinkNames(plan.Place(sb.ID))
 		if err != nil {
@@ -56,15 +55,6 @@ func (e *Engine) connect(ctx context.Context, network, sandbox string, o Connect
 			return a.forget(tx)
 		})
 		ep = a.ep
-		var no *refusal
-		if errors.Is(err, berth.ErrExists) && !errors.As(err, &no) && !looked {
-			// "It is there" must be true, and is not after a crash between the
-			// record and the kernel.
-			looked = true
-			if whole, err := e.whole(ctx, sb.ID); err == nil && !whole {
-				return errHeal
-			}
-		}
 		return err
 	})
 	return ep, err

@@ -100,6 +100,21 @@ func (e *Engine) compare(ctx context.Context, w world) (plan.Delta, error) {
 	return plan.Diff(have, want), nil
 }
 
+// clean reports whether the kernel is what the store wants. It reads the whole
+// host, and is for when something is refused anyway.
+func (e *Engine) clean(ctx context.Context) (bool, error) {
+	var w world
+	err := e.store.View(ctx, func(tx *store.Tx) (err error) {
+		w, err = readWorld(tx)
+		return err
+	})
+	if err != nil {
+		return false, err
+	}
+	d, err := e.compare(ctx, w)
+	return d.Empty(), err
+}
+
 // heal reads the whole host and brings it to what the store wants. It is the
 // one way back after an error, a flush, a crash or a reboot. first, if not
 // nil, changes the store before.

@@ -331,6 +331,9 @@ func (e *Engine) RemoveNetwork(ctx context.Context, ref string, o RemoveOptions)
 
 func (e *Engine) removeNetwork(ctx context.Context, ref string, o RemoveOptions) error {
 	n, err := e.network(ctx, ref)
+	if errors.Is(err, berth.ErrNotFound) {
+		return e.do(ctx, nil, func(context.Context) error { return err })
+	}
 	if err != nil {
 		return err
 	}

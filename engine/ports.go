@@ -39,8 +39,9 @@ func (e *Engine) unpublish(ctx context.Context, sandbox string, specs []berth.Po
 		})
 		return ls, err
 	}
+	looked := e.o.DryRun
 	err = e.do(ctx, locks, func(ctx context.Context) error {
-		return e.commit(ctx, func(tx *store.Tx) (plan.Delta, error) {
+		err := e.commit(ctx, func(tx *store.Tx) (plan.Delta, error) {
 			gone = nil
 			ports, err := tx.PortsOf(sb.ID)
 			if err != nil {
@@ -66,6 +67,14 @@ func (e *Engine) unpublish(ctx context.Context, sandbox string, specs []berth.Po
 				return nil
 			})
 		}, nil)
+		if err == nil && len(gone) == 0 && !looked {
+			// As with what is refused: that nothing is published must be true.
+			looked = true
+			if clean, err := e.clean(ctx); err == nil && !clean {
+				return errHeal
+			}
+		}
+		return err
 	})
 	return gone, err
 }

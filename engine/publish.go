@@ -35,11 +35,20 @@ func (e *Engine) publish(ctx context.Context, sandbox string, specs []berth.Port
 	ns.Close()
 	p := publication{e: e, sb: sb, specs: specs, o: o}
 	locks := func() ([]lock, error) { return p.locks(ctx) }
+	looked := e.o.DryRun
 	err = e.do(ctx, locks, func(ctx context.Context) error {
 		if err := p.look(); err != nil {
 			return err
 		}
-		return e.commit(ctx, p.admit, p.forget)
+		err := e.commit(ctx, p.admit, p.forget)
+		if err == nil && p.stood && !looked {
+			// As with what is refused: that a port is published must be true.
+			looked = true
+			if whole, err := e.whole(ctx, sb.ID); err == nil && !whole {
+				return errHeal
+			}
+		}
+		return err
 	})
 	return p.ports, err
 }
@@ -60,6 +69,7 @@ type publication struct {
 	network  berth.Network
 	ports    []berth.Port // now published
 	replaced []berth.Port // and no longer
+	stood    bool         // some were published already, just so
 	chosen   map[berth.PortKey]bool
 	beside   map[berth.PortKey]bool // chosen, taken for any host address
 }
@@ -331,7 +341,7 @@ func (p *publication) take(tx *store.Tx, s berth.PortSpec, hosts []netip.Addr, p
 			return nil, err
 		}
 		if same {
-			p.ports = append(p.ports, n)
+			p.ports, p.stood = append(p.ports, n), true
 			continue
 		}
 		out, replaced = append(out, n), append(replaced, old...)

@@ -25,12 +25,27 @@ func (e *Engine) readBack(ctx context.Context, d plan.Delta) {
 	}
 }
 
-// whole reports whether the kernel has all that is wanted for a sandbox. It
-// reads the whole host, and is for when something is refused anyway.
+// whole reports whether the kernel has all that is wanted for a sandbox, its
+// networks and its ports.
 func (e *Engine) whole(ctx context.Context, sandbox string) (bool, error) {
 	var d plan.Delta
-	err := e.store.View(ctx, func(tx *store.Tx) (err error) {
-		d.Put, err = sandboxState(tx, sandbox)
+	err := e.store.View(ctx, func(tx *store.Tx) error {
+		t := touch{sandboxes: []string{sandbox}}
+		atts, err := attachments(tx, sandbox)
+		if err != nil {
+			return err
+		}
+		for _, a := range atts {
+			t.networks = append(t.networks, a.Network.ID)
+		}
+		ports, err := tx.PortsOf(sandbox)
+		if err != nil {
+			return err
+		}
+		for _, p := range ports {
+			t.ports = append(t.ports, p.PortKey)
+		}
+		d.Put, err = t.state(tx)
 		return err
 	})
 	if err != nil {
