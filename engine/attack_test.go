@@ -130,6 +130,9 @@ func TestAttacks(t *testing.T) {
 			f.host.BrNetfilter(t, brnf)
 			f.lanAttacks()
 			f.sandboxAttacks()
+			f.injections()
+			f.survivors()
+			f.untracked()
 			f.cagedAttacks()
 			f.advertisements()
 			f.twoLegs(brnf)
@@ -150,22 +153,40 @@ func (f *fort) battle(who string, place nettest.Place, dev string, to net.Hardwa
 			f.t.Errorf("%s reached the web server: %s", who, tr.name)
 		}
 	}
+	f.opened(func() {
+		for _, tr := range tricks {
+			if strings.Contains(tr.name, "as the") && strings.Contains(tr.name, "IPv6") || strings.Contains(tr.name, "as 127") {
+				continue // the kernel itself refuses its own addresses as a source
+			}
+			if !f.try(g, to, own4, tr) {
+				f.t.Errorf("control: %s did not reach the web server of an open host: %s", who, tr.name)
+			}
+		}
+	})
+	f.host.Try("conntrack", "-F")
+	f.heal()
+}
+
+// opened does something while the table is gone and the way between the
+// networks open.
+func (f *fort) opened(do func()) {
+	f.t.Helper()
 	f.host.Run(f.t, "nft", "delete", "table", "inet", "berth")
 	f.host.Run(f.t, "sh", "-c", "for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 0 >$f; done; for f in /proc/sys/net/ipv4/conf/*/accept_local; do echo 1 >$f; done; for f in /proc/sys/net/ipv4/conf/*/route_localnet; do echo 1 >$f; done")
-	// The bare rule that the table has: without it nothing leads to a
-	// published port, and the tricks with one could not succeed.
-	f.host.Run(f.t, "nft", fmt.Sprintf("table ip open { chain c { type nat hook prerouting priority -100; udp dport 8888 dnat to %s:80; udp dport 9999 dnat to %s:81; }; }", f.web.Addr4(), f.web.Addr4()))
-	for _, tr := range tricks {
-		if strings.Contains(tr.name, "as the") && strings.Contains(tr.name, "IPv6") || strings.Contains(tr.name, "as 127") {
-			continue // the kernel itself refuses its own addresses as a source
-		}
-		if !f.try(g, to, own4, tr) {
-			f.t.Errorf("control: %s did not reach the web server of an open host: %s", who, tr.name)
-		}
-	}
-	f.host.Run(f.t, "nft", "delete", "table", "ip", "open")
+	// The bare rules that the table has: without them nothing leads to a
+	// published port or is answered from outside, and the tricks with one could
+	// not succeed.
+	f.host.Run(f.t, "nft", fmt.Sprintf(`table inet open {
+		chain pre { type nat hook prerouting priority -100; udp dport 8888 dnat ip to %s:80; udp dport 8888 dnat ip6 to [%s]:80; udp dport 9999 dnat ip to %[1]s:81; }
+		chain post { type nat hook postrouting priority 100; oifname "uplink0" masquerade; }
+	}`, f.web.Addr4(), f.web.Addr6()))
+	do()
+	f.host.Run(f.t, "nft", "delete", "table", "inet", "open")
 	f.host.Run(f.t, "sh", "-c", "for f in /proc/sys/net/ipv4/conf/*/accept_local; do echo 0 >$f; done; for f in /proc/sys/net/ipv4/conf/*/route_localnet; do echo 0 >$f; done")
-	f.host.Try("conntrack", "-F")
+}
+
+func (f *fort) heal() {
+	f.t.Helper()
 	if _, err := f.Reconcile(f.t.Context()); err != nil {
 		f.t.Fatal(err)
 	}

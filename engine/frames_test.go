@@ -176,6 +176,15 @@ func advertisement(src netip.Addr, own net.HardwareAddr, prefix netip.Addr) []by
 	return p
 }
 
+// discovery builds a neighbour advertisement (RFC 4861, 4.4) of an address that
+// is no neighbour's, with something to recognise it by.
+func discovery(src, dst netip.Addr, mark []byte) []byte {
+	b := append([]byte{136, 0, 0, 0, 0, 0, 0, 0}, src.AsSlice()...)
+	b = append(b, mark...)
+	binary.BigEndian.PutUint16(b[2:], transportSum(src, dst, unix.IPPROTO_ICMPV6, b))
+	return ip(src, dst, unix.IPPROTO_ICMPV6, b)
+}
+
 func transportSum(src, dst netip.Addr, proto byte, b []byte) uint16 {
 	pseudo := append(append([]byte{}, src.AsSlice()...), dst.AsSlice()...)
 	if src.Is6() {

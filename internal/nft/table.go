@@ -139,6 +139,11 @@ func jump(chain string) []expr.Any {
 	return []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: chain}}
 }
 
+// goTo is jump without a way back: at its end the base chain's policy decides.
+func goTo(chain string) []expr.Any {
+	return []expr.Any{&expr.Verdict{Kind: expr.VerdictGoto, Chain: chain}}
+}
+
 func counted() []expr.Any { return []expr.Any{&expr.Counter{}} }
 
 // ctBits matches if any of the bits of a conntrack key is set.
@@ -156,7 +161,7 @@ const (
 	stateInvalid     = 1
 	stateEstablished = 2
 	stateRelated     = 4
-	original, reply  = 0, 1
+	reply            = 1 // as a direction
 )
 
 func direction(d byte) []expr.Any {
@@ -235,12 +240,14 @@ func chains() []chain {
 			join(oif(), in("refused_to")),
 			drop,
 		}},
+		{nftables.Chain{Name: "forged", Table: table}, [][]expr.Any{
+			join([]expr.Any{&expr.Fib{Register: reg1, ResultOIF: true, FlagSADDR: true, FlagIIF: true, FlagPRESENT: true}}, is(0, 0, 0, 0), refuse),
+		}},
 		base("raw", filter, nftables.ChainHookPrerouting, -300,
 			join(iif(), is(loopback...), ret),
 			join(v4(), network(16, 1, reg1), is(127), refuse),
 			join(v4(), network(12, 1, reg1), is(127), refuse),
-			join(iif(), in("bridges"), []expr.Any{&expr.Fib{Register: reg1, ResultOIF: true, FlagSADDR: true, FlagIIF: true, FlagPRESENT: true}}, is(0, 0, 0, 0), refuse),
-			join(iif(), in("bridges"), ret),
+			join(iif(), in("bridges"), goTo("forged")),
 			join(daddr4(), in("shield4"), counted(), drop),
 			join(saddr4(), in("shield4"), counted(), drop),
 			join(daddr6(), in("shield6"), counted(), drop),
@@ -254,18 +261,32 @@ func chains() []chain {
 		}},
 		base("nat_in", nat, nftables.ChainHookPrerouting, -100, toPort),
 		base("nat_out", nat, nftables.ChainHookOutput, -100, toPort),
-		base("forward", filter, nftables.ChainHookForward, 0,
-			join(meta(expr.MetaKeyNFPROTO, reg1), meta(expr.MetaKeyIIFNAME, after4), in("uplinks"),
-				meta(expr.MetaKeyNFPROTO, reg1), meta(expr.MetaKeyOIFNAME, after4), in("uplinks"), counted(), drop),
-			join(iif(), notIn("bridges"), oif(), notIn("bridges"), ret),
+		{nftables.Chain{Name: "caged", Table: table}, [][]expr.Any{
+			join(direction(reply), ret),
+			refuse,
+		}},
+		{nftables.Chain{Name: "leave", Table: table}, [][]expr.Any{
+			join(direction(reply), ctBits(expr.CtKeySTATUS, statusDNAT), accept),
 			join(ctBits(expr.CtKeySTATE, stateInvalid), counted(), drop),
 			join(iif(), meta(expr.MetaKeyOIFNAME, reg2), in("within"), accept),
-			join(iif(), in("closed"), direction(original), refuse),
+			join(iif(), in("closed"), jump("caged")),
 			join(ctBits(expr.CtKeySTATUS, statusDNAT), accept),
-			join(oif(), in("open"), accept),
 			join(oif(), notIn("bridges"), accept),
-			join(iif(), notIn("bridges"), ctBits(expr.CtKeySTATE, stateEstablished|stateRelated), accept),
+			join(oif(), in("open"), accept),
 			refuse,
+		}},
+		{nftables.Chain{Name: "enter", Table: table}, [][]expr.Any{
+			join(ctBits(expr.CtKeySTATUS, statusDNAT), accept),
+			join(ctBits(expr.CtKeySTATE, stateInvalid), counted(), drop),
+			join(oif(), in("open"), accept),
+			join(ctBits(expr.CtKeySTATE, stateEstablished|stateRelated), accept),
+			refuse,
+		}},
+		base("forward", filter, nftables.ChainHookForward, 0,
+			join(iif(), in("bridges"), goTo("leave")),
+			join(oif(), in("bridges"), goTo("enter")),
+			join(meta(expr.MetaKeyNFPROTO, reg1), meta(expr.MetaKeyIIFNAME, after4), in("uplinks"),
+				meta(expr.MetaKeyNFPROTO, reg1), meta(expr.MetaKeyOIFNAME, after4), in("uplinks"), counted(), drop),
 		),
 		base("input", filter, nftables.ChainHookInput, 0,
 			join(iif(), notIn("bridges"), ret),
