@@ -66,6 +66,24 @@ func (f *fort) talks(tk flow) {
 	}
 }
 
+// An injection is a packet into a flow, by somebody who is no part of it.
+type injection struct {
+	who      string
+	by       party
+	into     flow
+	src, dst netip.AddrPort
+}
+
+func (f *fort) inject(all []injection, want bool, say string) {
+	f.t.Helper()
+	for _, i := range all {
+		tr := trick{i.into.name, func(mark []byte) [][]byte { return [][]byte{udp(i.src, i.dst, mark)} }}
+		if f.try(i.by.gun, i.by.next, i.by.own, tr) != want {
+			f.t.Errorf(say, i.who, i.into.name, i.src, i.dst)
+		}
+	}
+}
+
 // injections are packets of somebody's established flow that come in where its
 // own do not. What connection tracking knows of a flow does not include the
 // interface, so only a look at each packet tells.
@@ -84,12 +102,7 @@ func (f *fort) injections() {
 	hairpin := flow{"from a neighbour to a published port", p.peer, p.web, at(peer4, 3002), at(host4, 8888), at(web4, 80), at(f.front.Subnets[0].Gateway, 3002)}
 	out := flow{"from the web server to the LAN", p.web, p.lan, at(web4, 3003), at(lan4, 7002), at(lan4, 7002), at(host4, 3003)}
 	near := flow{"between neighbours", beside, back, at(peer4, 3004), at(web4, 80), at(web4, 80), at(peer4, 3004)}
-	all := []struct {
-		who      string
-		by       party
-		into     flow
-		src, dst netip.AddrPort
-	}{
+	all := []injection{
 		{"another network", p.attacker, in, in.src, in.dst},
 		{"another network", p.attacker, in6, in6.src, in6.dst},
 		{"another network", p.attacker, hairpin, hairpin.src, hairpin.dst},
@@ -106,19 +119,10 @@ func (f *fort) injections() {
 		{"the LAN", p.lan, in, in.src, at(web4, 80)},
 	}
 	flows := []flow{in, in6, cross, hairpin, out, near}
-	each := func(want bool, say string) {
-		f.t.Helper()
-		for _, i := range all {
-			tr := trick{i.into.name, func(mark []byte) [][]byte { return [][]byte{udp(i.src, i.dst, mark)} }}
-			if f.try(i.by.gun, i.by.next, i.by.own, tr) != want {
-				f.t.Errorf(say, i.who, i.into.name, i.src, i.dst)
-			}
-		}
-	}
 	for _, tk := range flows {
 		f.talks(tk)
 	}
-	each(false, "%s got into the flow %s: %s to %s")
+	f.inject(all, false, "%s got into the flow %s: %s to %s")
 	f.host.Try("conntrack", "-F")
 	f.opened(func() {
 		for _, tk := range flows {
@@ -127,7 +131,7 @@ func (f *fort) injections() {
 			}
 			f.talks(tk)
 		}
-		each(true, "control: on an open host %s did not get into the flow %s: %s to %s")
+		f.inject(all, true, "control: on an open host %s did not get into the flow %s: %s to %s")
 	})
 	f.host.Try("conntrack", "-F")
 	f.heal()

@@ -234,7 +234,7 @@ func chains() []chain {
 	const filter, nat = nftables.ChainTypeFilter, nftables.ChainTypeNAT
 	toPort := join(fibType(false), is(native32(unix.RTN_LOCAL)...), jump("publish_port"))
 	notLocal := join(fibType(true), compare(expr.CmpOpNeq, native32(unix.RTN_LOCAL)...), refuse)
-	return []chain{
+	all := []chain{
 		{nftables.Chain{Name: "refuse", Table: table}, [][]expr.Any{
 			join(iif(), in("refused_from")),
 			join(oif(), in("refused_to")),
@@ -261,6 +261,34 @@ func chains() []chain {
 		}},
 		base("nat_in", nat, nftables.ChainHookPrerouting, -100, toPort),
 		base("nat_out", nat, nftables.ChainHookOutput, -100, toPort),
+	}
+	return append(append(all, forward()...),
+		base("input", filter, nftables.ChainHookInput, 0,
+			join(iif(), notIn("bridges"), ret),
+			join(direction(reply), accept),
+			join(iif(), in("deaf"), meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpNeq, unix.IPPROTO_ICMPV6), fibType(true), notInAnonymous(idDeaf), refuse),
+			join(iif(), in("closed"), fibType(true), notInAnonymous(idClosed), refuse),
+			join(daddr4(), in("shield4"), notLocal),
+			join(daddr6(), in("shield6"), notLocal),
+		),
+		base("nat_post", nat, nftables.ChainHookPostrouting, 100,
+			join(oif(), is(loopback...), ret),
+			join(oif(), in("bridges"), v4(), network(12, 1, reg1), is(127), masquerade()),
+			join(oif(), in("bridges"), saddr6(), is(append(make([]byte, 15), 1)...), masquerade()),
+			join(ctBits(expr.CtKeySTATUS, statusDNAT), saddr4(), meta(expr.MetaKeyOIFNAME, after4), in("hairpin4"), masquerade()),
+			join(ctBits(expr.CtKeySTATUS, statusDNAT), saddr6(), meta(expr.MetaKeyOIFNAME, reg2), in("hairpin6"), masquerade()),
+			join(oif(), notIn("bridges"), saddr4(), in("masq4"), masquerade()),
+			join(oif(), notIn("bridges"), saddr6(), in("masq6"), masquerade()),
+		),
+	)
+}
+
+// forward is what decides over packets that are not for the host itself.
+func forward() []chain {
+	drop, ret, accept := verdict(expr.VerdictDrop), verdict(expr.VerdictReturn), verdict(expr.VerdictAccept)
+	refuse := jump("refuse")
+	const filter = nftables.ChainTypeFilter
+	return []chain{
 		{nftables.Chain{Name: "caged", Table: table}, [][]expr.Any{
 			join(direction(reply), ret),
 			refuse,
@@ -287,23 +315,6 @@ func chains() []chain {
 			join(oif(), in("bridges"), goTo("enter")),
 			join(meta(expr.MetaKeyNFPROTO, reg1), meta(expr.MetaKeyIIFNAME, after4), in("uplinks"),
 				meta(expr.MetaKeyNFPROTO, reg1), meta(expr.MetaKeyOIFNAME, after4), in("uplinks"), counted(), drop),
-		),
-		base("input", filter, nftables.ChainHookInput, 0,
-			join(iif(), notIn("bridges"), ret),
-			join(direction(reply), accept),
-			join(iif(), in("deaf"), meta(expr.MetaKeyL4PROTO, reg1), compare(expr.CmpOpNeq, unix.IPPROTO_ICMPV6), fibType(true), notInAnonymous(idDeaf), refuse),
-			join(iif(), in("closed"), fibType(true), notInAnonymous(idClosed), refuse),
-			join(daddr4(), in("shield4"), notLocal),
-			join(daddr6(), in("shield6"), notLocal),
-		),
-		base("nat_post", nat, nftables.ChainHookPostrouting, 100,
-			join(oif(), is(loopback...), ret),
-			join(oif(), in("bridges"), v4(), network(12, 1, reg1), is(127), masquerade()),
-			join(oif(), in("bridges"), saddr6(), is(append(make([]byte, 15), 1)...), masquerade()),
-			join(ctBits(expr.CtKeySTATUS, statusDNAT), saddr4(), meta(expr.MetaKeyOIFNAME, after4), in("hairpin4"), masquerade()),
-			join(ctBits(expr.CtKeySTATUS, statusDNAT), saddr6(), meta(expr.MetaKeyOIFNAME, reg2), in("hairpin6"), masquerade()),
-			join(oif(), notIn("bridges"), saddr4(), in("masq4"), masquerade()),
-			join(oif(), notIn("bridges"), saddr6(), in("masq6"), masquerade()),
 		),
 	}
 }
