@@ -70,10 +70,16 @@ func writeAddr(b []byte, s string) error {
 	if err != nil {
 		return err
 	}
-	if len(a.AsSlice()) != len(b) {
+	if a.BitLen() != len(b)*8 {
 		return fmt.Errorf("%s is of the other family", s)
 	}
-	copy(b, a.AsSlice())
+	if a.Is4() {
+		a4 := a.As4()
+		copy(b, a4[:])
+		return nil
+	}
+	a16 := a.As16()
+	copy(b, a16[:])
 	return nil
 }
 
@@ -106,17 +112,23 @@ func named(names map[string]byte) part {
 func padded(n int) int { return (n + 3) &^ 3 }
 
 func encode(parts []part, text string) ([]byte, error) {
-	words := strings.Split(text, " . ")
-	if len(words) != len(parts) {
-		return nil, fmt.Errorf("%q has %d parts, not %d", text, len(words), len(parts))
+	size := 0
+	for _, p := range parts {
+		size += padded(p.size)
 	}
-	var out []byte
-	for i, p := range parts {
-		b := make([]byte, padded(p.size))
-		if err := p.write(b[:p.size], words[i]); err != nil {
+	out := make([]byte, size)
+	rest, more := text, true
+	for at, i := 0, 0; i < len(parts) && more; i++ {
+		var word string
+		word, rest, more = strings.Cut(rest, " . ")
+		if more != (i < len(parts)-1) {
+			return nil, fmt.Errorf("%q has not %d parts", text, len(parts))
+		}
+		p := parts[i]
+		if err := p.write(out[at:at+p.size], word); err != nil {
 			return nil, err
 		}
-		out = append(out, b...)
+		at += padded(p.size)
 	}
 	return out, nil
 }
@@ -137,9 +149,9 @@ func decode(parts []part, b []byte) (string, error) {
 // bytes with their frame, and perMessage counts on it.
 const longestComment = 200
 
-// elements are what the kernel keeps for one element: for an interval two, its
-// start and its end, which is the first address behind it.
-func elements(e plan.Element) ([]nftables.SetElement, error) {
+// elements appends what the kernel keeps for one element: for an interval two,
+// its start and its end, which is the first address behind it.
+func elements(out []nftables.SetElement, e plan.Element) ([]nftables.SetElement, error) {
 	s, ok := shapes[e.Set]
 	if !ok {
 		return nil, fmt.Errorf("no set %s", e.Set)
@@ -148,7 +160,7 @@ func elements(e plan.Element) ([]nftables.SetElement, error) {
 		return nil, fmt.Errorf("element %s { %s }: a comment of %d bytes is too long", e.Set, e.Key, len(e.Comment))
 	}
 	if s.interval {
-		return intervalElements(s, e)
+		return intervalElements(out, s, e)
 	}
 	el := nftables.SetElement{Comment: e.Comment}
 	var err error
@@ -163,10 +175,10 @@ func elements(e plan.Element) ([]nftables.SetElement, error) {
 	if err != nil {
 		return nil, fmt.Errorf("element %s { %s }: %w", e.Set, e.Key, err)
 	}
-	return []nftables.SetElement{el}, nil
+	return append(out, el), nil
 }
 
-func intervalElements(s shape, e plan.Element) ([]nftables.SetElement, error) {
+func intervalElements(out []nftables.SetElement, s shape, e plan.Element) ([]nftables.SetElement, error) {
 	from, to, err := span(e.Key)
 	if err != nil {
 		return nil, fmt.Errorf("element %s { %s }: %w", e.Set, e.Key, err)
@@ -174,7 +186,7 @@ func intervalElements(s shape, e plan.Element) ([]nftables.SetElement, error) {
 	if len(from.AsSlice()) != s.key[0].size {
 		return nil, fmt.Errorf("element %s { %s }: of the other family", e.Set, e.Key)
 	}
-	out := []nftables.SetElement{{Key: from.AsSlice(), Comment: e.Comment}}
+	out = append(out, nftables.SetElement{Key: from.AsSlice(), Comment: e.Comment})
 	// What reaches to the last address there is has no end, as nft writes it.
 	if end := to.Next(); end.IsValid() {
 		out = append(out, nftables.SetElement{Key: end.AsSlice(), IntervalEnd: true})

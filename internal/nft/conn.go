@@ -163,15 +163,15 @@ func (c *Conn) flushed(t plan.Transaction, err error) error {
 
 // each hands elements to do by set and in portions.
 func each(all []plan.Element, do func(*nftables.Set, []nftables.SetElement) error) error {
+	portion := make([]nftables.SetElement, 0, min(2*len(all), perMessage+1))
 	for i := 0; i < len(all); {
 		set := all[i].Set
-		var portion []nftables.SetElement
+		portion = portion[:0]
 		for ; i < len(all) && all[i].Set == set && len(portion) < perMessage; i++ {
-			els, err := elements(all[i])
-			if err != nil {
+			var err error
+			if portion, err = elements(portion, all[i]); err != nil {
 				return err
 			}
-			portion = append(portion, els...)
 		}
 		// A copy without the id, which only a transaction that makes the set may
 		// name.
