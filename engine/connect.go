@@ -423,7 +423,6 @@ type departure struct {
 	leaving []berth.Endpoint
 	gone    []string // sandboxes that are forgotten with them
 	touch   touch
-	known   map[berth.PortKey]bool // the ports in touch
 }
 
 // locks finds the endpoints and what must be locked for them: the networks,
@@ -431,15 +430,10 @@ type departure struct {
 func (l *departure) locks(ctx context.Context, e *Engine) ([]lock, error) {
 	var ls []lock
 	l.touch.sandboxes = append(l.touch.sandboxes, l.ids...)
-	l.known = map[berth.PortKey]bool{}
 	err := e.store.View(ctx, func(tx *store.Tx) error {
 		for _, id := range l.ids {
 			ls = append(ls, lock{store.LockSandbox, id, true})
 			eps, err := tx.EndpointsOf(id)
-			if err != nil {
-				return err
-			}
-			ports, err := tx.PortsOf(id)
 			if err != nil {
 				return err
 			}
@@ -448,18 +442,14 @@ func (l *departure) locks(ctx context.Context, e *Engine) ([]lock, error) {
 					continue
 				}
 				l.leaving = append(l.leaving, ep)
-				exclusive := false
-				for _, p := range ports {
-					if p.Interface == ep.Interface {
-						l.touch.ports = append(l.touch.ports, p.PortKey)
-						l.known[p.PortKey] = true
-						exclusive = true
-					}
+				published, err := tx.HasPorts(ep.Network, ep.Sandbox, ep.Interface)
+				if err != nil {
+					return err
 				}
-				if exclusive {
+				if published {
 					l.touch.networks = append(l.touch.networks, ep.Network)
 				}
-				ls = append(ls, lock{store.LockNetwork, ep.Network, exclusive})
+				ls = append(ls, lock{store.LockNetwork, ep.Network, published})
 				others, err := wireEnds(tx, ep)
 				if err != nil {
 					return err
@@ -491,24 +481,28 @@ func wireEnds(tx *store.Tx, ep berth.Endpoint) ([]berth.Endpoint, error) {
 func (l *departure) retire(tx *store.Tx) (plan.Delta, error) {
 	slices.Sort(l.touch.sandboxes)
 	l.touch.sandboxes = slices.Compact(l.touch.sandboxes)
+	for _, ep := range l.leaving {
+		now, err := tx.Endpoint(ep.Sandbox, ep.Interface)
+		if err != nil || now.ID != ep.ID {
+			return plan.Delta{}, errAgain
+		}
+		if now.Leaving {
+			return plan.Delta{}, errHeal // a crash left it half way
+		}
+		ports, err := tx.PortsTo(ep)
+		if err != nil {
+			return plan.Delta{}, err
+		}
+		if len(ports) > 0 && !slices.Contains(l.touch.networks, ep.Network) {
+			return plan.Delta{}, errAgain // published since
+		}
+		l.touch.going = append(l.touch.going, ports...)
+	}
 	return l.touch.around(tx, func() error {
+		if err := tx.DeletePorts(l.touch.going...); err != nil {
+			return err
+		}
 		for _, ep := range l.leaving {
-			now, err := tx.Endpoint(ep.Sandbox, ep.Interface)
-			if err != nil || now.ID != ep.ID {
-				return errAgain
-			}
-			if now.Leaving {
-				return errHeal // a crash left it half way
-			}
-			ports, err := tx.PortsOf(ep.Sandbox)
-			if err != nil {
-				return err
-			}
-			for _, p := range ports {
-				if p.Interface == ep.Interface && !l.known[p.PortKey] {
-					return errAgain // published since
-				}
-			}
 			if err := retire(tx, ep); err != nil {
 				return err
 			}

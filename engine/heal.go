@@ -187,18 +187,14 @@ func (e *Engine) gather(ctx context.Context, first func(*store.Tx) error) (world
 	return w, err
 }
 
-// retire marks an endpoint as leaving and forgets its ports.
+// retire marks an endpoint as leaving and forgets the ports that lead to it.
 func retire(tx *store.Tx, ep berth.Endpoint) error {
-	ports, err := tx.PortsOf(ep.Sandbox)
+	ports, err := tx.PortsTo(ep)
 	if err != nil {
 		return err
 	}
-	for _, p := range ports {
-		if p.Interface == ep.Interface {
-			if err := tx.DeletePort(p.PortKey); err != nil {
-				return err
-			}
-		}
+	if err := tx.DeletePorts(ports...); err != nil {
+		return err
 	}
 	n, err := tx.Network(ep.Network)
 	if errors.Is(err, berth.ErrNotFound) {

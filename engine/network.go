@@ -498,19 +498,19 @@ func networkDetail(tx *store.Tx, n berth.Network) (NetworkDetail, error) {
 	if err != nil {
 		return d, err
 	}
-	ports, err := tx.PortsOn(n.ID)
-	if err != nil {
-		return d, err
-	}
 	for _, ep := range eps {
 		if ep.Leaving {
 			continue
+		}
+		ports, err := tx.PortsTo(ep)
+		if err != nil {
+			return d, err
 		}
 		sb, err := tx.Sandbox(ep.Sandbox)
 		if ignore(err, berth.ErrNotFound) != nil {
 			return d, err
 		}
-		d.Endpoints = append(d.Endpoints, endpointDetail(ep, sb.Name, n.Name, ports))
+		d.Endpoints = append(d.Endpoints, EndpointDetail{Endpoint: ep, SandboxName: sb.Name, NetworkName: n.Name, Ports: ports})
 	}
 	return d, nil
 }

@@ -3,7 +3,6 @@ package engine
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strings"
 
 	"berth"
@@ -50,22 +49,11 @@ func (e *Engine) unpublish(ctx context.Context, sandbox string, specs []berth.Po
 			if gone, err = match(ports, specs); err != nil {
 				return plan.Delta{}, err
 			}
-			t := touch{}
-			for _, p := range gone {
-				t.ports = append(t.ports, p.PortKey)
-				t.networks = append(t.networks, p.Network)
+			t, err := touching(tx, gone, nil)
+			if err != nil {
+				return plan.Delta{}, err
 			}
-			slices.Sort(t.networks)
-			t.networks = slices.Compact(t.networks)
-			t.sandboxes = []string{sb.ID} // of a link, the host end is its part
-			return t.around(tx, func() error {
-				for _, p := range gone {
-					if err := tx.DeletePort(p.PortKey); err != nil {
-						return err
-					}
-				}
-				return nil
-			})
+			return t.around(tx, func() error { return tx.DeletePorts(gone...) })
 		}, nil)
 		if err == nil && len(gone) == 0 && !looked {
 			// As with what is refused: that nothing is published must be true.

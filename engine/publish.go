@@ -41,7 +41,7 @@ func (e *Engine) publish(ctx context.Context, sandbox string, specs []berth.Port
 			return err
 		}
 		err := e.commit(ctx, p.admit, p.forget)
-		if err == nil && p.stood && !looked {
+		if err == nil && len(p.ports) > len(p.chosen) && !looked {
 			// As with what is refused: that a port is published must be true.
 			looked = true
 			if whole, err := e.whole(ctx, sb.ID); err == nil && !whole {
@@ -67,11 +67,10 @@ type publication struct {
 
 	ep       berth.Endpoint
 	network  berth.Network
-	ports    []berth.Port // now published
-	replaced []berth.Port // and no longer
-	stood    bool         // some were published already, just so
-	chosen   map[berth.PortKey]bool
-	beside   map[berth.PortKey]bool // chosen, taken for any host address
+	ports    []berth.Port                 // published as is asked for, by now
+	chosen   []berth.Port                 // those of them that were not before
+	replaced []berth.Port                 // and no longer published
+	taken    map[listenerKey][]netip.Addr // the host addresses of chosen
 }
 
 // locks are the sandbox, its networks (route_localnet depends on whether any
@@ -138,72 +137,29 @@ func (p *publication) look() (err error) {
 func (p *publication) admit(tx *store.Tx) (plan.Delta, error) {
 	var d plan.Delta
 	p.ports, p.replaced = nil, nil
-	p.chosen, p.beside = map[berth.PortKey]bool{}, map[berth.PortKey]bool{}
+	p.chosen = make([]berth.Port, 0, 2*len(p.specs)) // of two families
+	p.taken = make(map[listenerKey][]netip.Addr, len(p.specs))
 	if err := p.target(tx); err != nil {
 		return d, err
 	}
-	var wanted []berth.Port
 	for _, s := range p.specs {
-		ports, err := p.admitSpec(tx, s)
-		if err != nil {
+		if err := p.admitSpec(tx, s); err != nil {
 			return d, err
 		}
-		wanted = append(wanted, ports...)
 	}
-	nets := []string{p.network.ID}
-	sbs := []string{}
-	for _, o := range p.replaced {
-		nets, sbs = append(nets, o.Network), append(sbs, o.Sandbox)
-	}
-	if p.network.Driver == berth.Link {
-		sbs = append(sbs, p.sb.ID)
-	}
-	slices.Sort(nets)
-	slices.Sort(sbs)
-	t := touch{networks: slices.Compact(nets), sandboxes: slices.Compact(sbs)}
-	d, err := t.around(tx, func() error {
-		for _, o := range p.replaced {
-			if err := tx.DeletePort(o.PortKey); err != nil {
-				return err
-			}
-		}
-		for _, n := range wanted {
-			if err := tx.PutPort(n); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	p.ports = append(p.ports, p.chosen...)
+	t, err := touching(tx, p.replaced, p.chosen)
 	if err != nil {
 		return d, err
 	}
-	before, after, err := p.elements(tx, wanted)
-	p.ports = append(p.ports, wanted...)
-	d = join(d, plan.Diff(before, after))
+	d, err = t.around(tx, func() error {
+		if err := tx.DeletePorts(p.replaced...); err != nil {
+			return err
+		}
+		return tx.PutPorts(p.chosen...)
+	})
 	d.Cut = p.o.Cut
 	return d, err
-}
-
-// elements are the plans of the ports that go and of those that come.
-func (p *publication) elements(tx *store.Tx, wanted []berth.Port) (before, after plan.State, err error) {
-	for _, o := range p.replaced {
-		who, err := tx.Sandbox(o.Sandbox)
-		if ignore(err, berth.ErrNotFound) != nil {
-			return before, after, err
-		}
-		before.Add(plan.Port(o, who.Name))
-	}
-	for _, n := range wanted {
-		after.Add(plan.Port(n, p.sb.Name))
-	}
-	return before, after, nil
-}
-
-// join merges two Deltas of different objects.
-func join(a, b plan.Delta) plan.Delta {
-	a.Put.Add(b.Put)
-	a.Drop.Add(b.Drop)
-	return a
 }
 
 // target finds the endpoint that the ports lead to.
@@ -248,13 +204,14 @@ func (p *publication) targetOn(tx *store.Tx, atts []plan.Attachment) error {
 }
 
 // admitSpec turns one spec into ports, one for each family.
-func (p *publication) admitSpec(tx *store.Tx, s berth.PortSpec) ([]berth.Port, error) {
+func (p *publication) admitSpec(tx *store.Tx, s berth.PortSpec) error {
 	hosts, err := p.hosts(s)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if s.HostLow != 0 && s.HostLow == s.HostHigh {
-		return p.take(tx, s, hosts, s.HostLow, nil)
+		_, err := p.take(tx, s, hosts, s.HostLow, nil)
+		return err
 	}
 	low, high := s.HostLow, s.HostHigh
 	random := low == 0
@@ -272,12 +229,12 @@ func (p *publication) admitSpec(tx *store.Tx, s berth.PortSpec) ([]berth.Port, e
 		if random && p.reserved(port) {
 			continue
 		}
-		ports, err := p.take(tx, s, hosts, port, &last)
-		if err != nil || ports != nil {
-			return ports, err
+		taken, err := p.take(tx, s, hosts, port, &last)
+		if taken || err != nil {
+			return err
 		}
 	}
-	return nil, fmt.Errorf("no port of %d-%d/%s is free (the last: %v): %w", low, high, s.Protocol, last, berth.ErrExhausted)
+	return fmt.Errorf("no port of %d-%d/%s is free (the last: %v): %w", low, high, s.Protocol, last, berth.ErrExhausted)
 }
 
 // hosts are the host addresses of a spec.
@@ -318,9 +275,14 @@ func (e *Engine) ownAddress(ip netip.Addr) error {
 }
 
 // take takes one host port at all hosts. A conflict is an error, or where busy
-// is given, goes there.
-func (p *publication) take(tx *store.Tx, s berth.PortSpec, hosts []netip.Addr, port uint16, busy *error) ([]berth.Port, error) {
-	var out, replaced []berth.Port
+// is given, goes there, and nothing is taken.
+func (p *publication) take(tx *store.Tx, s berth.PortSpec, hosts []netip.Addr, port uint16, busy *error) (bool, error) {
+	at, err := tx.PortsAt(s.Protocol, port)
+	if err != nil {
+		return false, err
+	}
+	k := listenerKey{s.Protocol, port}
+	chosen, replaced, taken := p.chosen, p.replaced, p.taken[k]
 	for _, ip := range hosts {
 		to := p.ep.Addr4()
 		if ip.Is6() {
@@ -330,44 +292,35 @@ func (p *publication) take(tx *store.Tx, s berth.PortSpec, hosts []netip.Addr, p
 			PortKey: berth.PortKey{Protocol: s.Protocol, HostIP: ip, HostPort: port},
 			Sandbox: p.sb.ID, Network: p.network.ID, Interface: p.ep.Interface, To: netip.AddrPortFrom(to, s.Port),
 		}
-		same, old, err := p.free(tx, n)
+		same, old, err := p.free(tx, n, at)
 		if busy != nil && (errors.Is(err, berth.ErrConflict) || errors.Is(err, errTwice) || errors.Is(err, errAgain) || same || len(old) > 0) {
 			if *busy = err; err == nil || errors.Is(err, errAgain) {
 				*busy = fmt.Errorf("port %s is published", portName(n.PortKey))
 			}
-			return nil, nil
+			return false, nil
 		}
 		if err != nil {
-			return nil, err
+			return false, err
 		}
 		if same {
-			p.ports, p.stood = append(p.ports, n), true
+			p.ports = append(p.ports, n)
 			continue
 		}
-		out, replaced = append(out, n), append(replaced, old...)
+		chosen, replaced, taken = append(chosen, n), append(replaced, old...), append(taken, ip)
 	}
-	for _, n := range out {
-		p.chosen[n.PortKey] = true
-		p.beside[anyHost(n.PortKey)] = true
-	}
-	p.replaced = append(p.replaced, replaced...)
-	if out == nil {
-		out = []berth.Port{}
-	}
-	return out, nil
+	p.chosen, p.replaced, p.taken[k] = chosen, replaced, taken
+	return true, nil
 }
 
 var errTwice = fmt.Errorf("asked for twice: %w", berth.ErrInvalid)
 
-// free reports whether a port may be published: free, published as it is
-// already (same), or to be taken over (old).
-func (p *publication) free(tx *store.Tx, n berth.Port) (same bool, old []berth.Port, err error) {
-	if p.chosen[n.PortKey] || p.chosen[anyHost(n.PortKey)] || n.HostIP.IsUnspecified() && p.beside[n.PortKey] {
-		return false, nil, fmt.Errorf("port %s is %w", portName(n.PortKey), errTwice)
-	}
-	at, err := tx.PortsAt(n.Protocol, n.HostPort)
-	if err != nil {
-		return false, nil, err
+// free reports whether a port may be published beside those at its host port:
+// free, published as it is already (same), or to be taken over (old).
+func (p *publication) free(tx *store.Tx, n berth.Port, at []berth.Port) (same bool, old []berth.Port, err error) {
+	for _, ip := range p.taken[listenerKey{n.Protocol, n.HostPort}] {
+		if overlap(ip, n.HostIP) {
+			return false, nil, fmt.Errorf("port %s is %w", portName(n.PortKey), errTwice)
+		}
 	}
 	for _, o := range at {
 		if !overlap(o.HostIP, n.HostIP) {
@@ -397,16 +350,6 @@ func (p *publication) free(tx *store.Tx, n berth.Port) (same bool, old []berth.P
 	return false, old, nil
 }
 
-// anyHost is the key of the same port at every host address of its family.
-func anyHost(k berth.PortKey) berth.PortKey {
-	if k.HostIP.Is4() {
-		k.HostIP = netip.IPv4Unspecified()
-	} else {
-		k.HostIP = netip.IPv6Unspecified()
-	}
-	return k
-}
-
 // overlap reports whether one packet could be meant for both host addresses.
 func overlap(a, b netip.Addr) bool {
 	return a.Is4() == b.Is4() && (a == b || a.IsUnspecified() || b.IsUnspecified())
@@ -414,19 +357,10 @@ func overlap(a, b netip.Addr) bool {
 
 // forget takes the ports back and gives the replaced ones to their owners.
 func (p *publication) forget(tx *store.Tx) error {
-	for _, n := range p.ports {
-		if p.chosen[n.PortKey] {
-			if err := tx.DeletePort(n.PortKey); err != nil {
-				return err
-			}
-		}
+	if err := tx.DeletePorts(p.chosen...); err != nil {
+		return err
 	}
-	for _, o := range p.replaced {
-		if err := tx.PutPort(o); err != nil {
-			return err
-		}
-	}
-	return nil
+	return tx.PutPorts(p.replaced...)
 }
 
 // portName is a port as people write it: 0.0.0.0:8080/tcp.

@@ -320,31 +320,21 @@ func sandboxDetail(tx *store.Tx, sb berth.Sandbox) (SandboxDetail, error) {
 	if err != nil {
 		return d, err
 	}
-	ports, err := tx.PortsOf(sb.ID)
-	if err != nil {
-		return d, err
-	}
 	for _, ep := range eps {
 		if ep.Leaving {
 			continue
+		}
+		ports, err := tx.PortsTo(ep)
+		if err != nil {
+			return d, err
 		}
 		n, err := tx.Network(ep.Network)
 		if ignore(err, berth.ErrNotFound) != nil {
 			return d, err
 		}
-		d.Endpoints = append(d.Endpoints, endpointDetail(ep, sb.Name, n.Name, ports))
+		d.Endpoints = append(d.Endpoints, EndpointDetail{Endpoint: ep, SandboxName: sb.Name, NetworkName: n.Name, Ports: ports})
 	}
 	return d, nil
-}
-
-func endpointDetail(ep berth.Endpoint, sandbox, network string, ports []berth.Port) EndpointDetail {
-	d := EndpointDetail{Endpoint: ep, SandboxName: sandbox, NetworkName: network}
-	for _, p := range ports {
-		if p.Sandbox == ep.Sandbox && p.Interface == ep.Interface {
-			d.Ports = append(d.Ports, p)
-		}
-	}
-	return d
 }
 
 // ignore returns err unless it matches what.

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
 	"slices"
 
 	"berth"
@@ -228,10 +229,25 @@ func (w world) state() plan.State {
 		}
 		s.Add(plan.Sandbox(id, atts))
 	}
-	for _, p := range w.ports {
-		s.Add(plan.Port(p, w.sandboxes[p.Sandbox].Name))
+	for ps := range bySandbox(w.ports) {
+		s.Add(plan.Ports(w.sandboxes[ps[0].Sandbox].Name, ps...))
 	}
 	return s
+}
+
+// bySandbox cuts ports where the sandbox changes.
+func bySandbox(ps []berth.Port) iter.Seq[[]berth.Port] {
+	return func(yield func([]berth.Port) bool) {
+		for from, to := 0, 1; to <= len(ps); to++ {
+			if to < len(ps) && ps[to].Sandbox == ps[from].Sandbox {
+				continue
+			}
+			if !yield(ps[from:to]) {
+				return
+			}
+			from = to
+		}
+	}
 }
 
 // attach is what the plan of a sandbox needs to know of one endpoint.
@@ -299,20 +315,27 @@ func scope(n berth.Network) string {
 	return n.ID
 }
 
-// A touch names the parts of the plan that a change may touch.
+// A touch names the parts of the plan that a change may touch. Ports have no
+// part in common with anything, so what is known of them is not read again.
 type touch struct {
-	base      bool
-	networks  []string
-	sandboxes []string
-	ports     []berth.PortKey
+	base        bool
+	networks    []string
+	sandboxes   []string
+	going, come []berth.Port
 }
 
-// state is the plan of the touched parts as the store has them now.
-func (t touch) state(tx *store.Tx) (plan.State, error) {
-	s, err := sandboxState(tx, t.sandboxes...)
+// state is the plan of the touched parts as the store has them now, with some
+// ports.
+func (t touch) state(tx *store.Tx, ports []berth.Port) (plan.State, error) {
+	s, err := portState(tx, ports)
 	if err != nil {
 		return s, err
 	}
+	sbs, err := sandboxState(tx, t.sandboxes...)
+	if err != nil {
+		return s, err
+	}
+	s.Add(sbs)
 	if t.base {
 		f, err := readFacts(tx)
 		if err != nil {
@@ -338,32 +361,61 @@ func (t touch) state(tx *store.Tx) (plan.State, error) {
 		}
 		s.Add(plan.Network(n, published))
 	}
-	for _, k := range t.ports {
-		p, err := tx.Port(k)
-		if errors.Is(err, berth.ErrNotFound) {
-			continue
+	return s, nil
+}
+
+// touching is the touch of ports that go and come. With them change their
+// networks, which have a way from the host's 127.0.0.1 only while a port is
+// published; that of a link is a part of its sandbox.
+func touching(tx *store.Tx, going, come []berth.Port) (touch, error) {
+	t := touch{going: going, come: come}
+	for _, ps := range [][]berth.Port{going, come} {
+		for i, p := range ps {
+			if i > 0 && p.Network == ps[i-1].Network && p.Sandbox == ps[i-1].Sandbox {
+				continue
+			}
+			n, err := tx.Network(p.Network)
+			if ignore(err, berth.ErrNotFound) != nil {
+				return t, err
+			}
+			t.networks = append(t.networks, p.Network)
+			if n.Driver == berth.Link {
+				t.sandboxes = append(t.sandboxes, p.Sandbox)
+			}
 		}
-		if err != nil {
+	}
+	slices.Sort(t.networks)
+	slices.Sort(t.sandboxes)
+	t.networks, t.sandboxes = slices.Compact(t.networks), slices.Compact(t.sandboxes)
+	return t, nil
+}
+
+// portState is the plan of some ports.
+func portState(tx *store.Tx, ports []berth.Port) (plan.State, error) {
+	var s plan.State
+	for ps := range bySandbox(ports) {
+		who, err := tx.Sandbox(ps[0].Sandbox)
+		if ignore(err, berth.ErrNotFound) != nil {
 			return s, err
 		}
-		who, err := tx.Sandbox(p.Sandbox)
-		if err != nil && !errors.Is(err, berth.ErrNotFound) {
-			return s, err
+		part := plan.Ports(who.Name, ps...)
+		if len(ps) == len(ports) {
+			return part, nil // ten thousand ports are mostly of one sandbox: no copy
 		}
-		s.Add(plan.Port(p, who.Name))
+		s.Add(part)
 	}
 	return s, nil
 }
 
 // around is the Delta that mutate makes to the touched parts.
 func (t touch) around(tx *store.Tx, mutate func() error) (plan.Delta, error) {
-	before, err := t.state(tx)
+	before, err := t.state(tx, t.going)
 	if err != nil {
 		return plan.Delta{}, err
 	}
 	if err := mutate(); err != nil {
 		return plan.Delta{}, err
 	}
-	after, err := t.state(tx)
+	after, err := t.state(tx, t.come)
 	return plan.Diff(before, after), err
 }

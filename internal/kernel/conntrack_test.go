@@ -25,7 +25,7 @@ func published(t *testing.T) *world {
 		{PortKey: berth.PortKey{Protocol: berth.TCP, HostIP: addr("0.0.0.0"), HostPort: 8000}},
 	} {
 		p.To = netip.MustParseAddrPort("10.9.0.2:53")
-		s.Add(plan.Port(p, "c1"))
+		s.Add(plan.Ports("c1", p))
 	}
 	w.become(t, s)
 	lan := w.host.LAN(t)

@@ -180,7 +180,7 @@ func whole() plan.State {
 	c1[3].Other, d2[1].Other = &d2[1].Endpoint, &c1[3].Endpoint
 	c1[2].Published = true
 	port := func(p berth.Protocol, host, to string, n uint16) plan.State {
-		return plan.Port(berth.Port{PortKey: berth.PortKey{Protocol: p, HostIP: addr(host), HostPort: n}, To: netip.AddrPortFrom(addr(to), 80)}, "c1")
+		return plan.Ports("c1", berth.Port{PortKey: berth.PortKey{Protocol: p, HostIP: addr(host), HostPort: n}, To: netip.AddrPortFrom(addr(to), 80)})
 	}
 	return plan.Sum(
 		plan.Base(true, true, plan.Uplinks{V4: []string{"uplink0"}, V6: []string{"uplink0"}}),

@@ -28,9 +28,9 @@ func TestLoopbackLeadsToTwoNetworks(t *testing.T) {
 		plan.Sandbox("c1", []plan.Attachment{attachment(a, "c1", 0, "fd00:9::2/64")}),
 		plan.Sandbox("d2", []plan.Attachment{attachment(b, "d2", 0, "fd00:8::2/64")}))
 	for port, to := range map[uint16]string{8001: "[fd00:9::2]:80", 8002: "[fd00:8::2]:80"} {
-		s.Add(plan.Port(berth.Port{
+		s.Add(plan.Ports("who", berth.Port{
 			PortKey: berth.PortKey{Protocol: berth.TCP, HostIP: netip.IPv6Unspecified(), HostPort: port}, To: netip.MustParseAddrPort(to),
-		}, "who"))
+		}))
 	}
 	w.become(t, s)
 	nettest.Serve(t, w.there["c1"], "tcp", netip.MustParseAddrPort("[fd00:9::2]:80"), "c1")

@@ -2,9 +2,9 @@ package plan
 
 import (
 	"crypto/sha256"
-	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 
 	"berth"
 )
@@ -329,16 +329,26 @@ func defaultRoute(all []Attachment, v4 bool) (best Attachment, gw netip.Addr, ok
 	return best, gw, ok
 }
 
-// Port returns what a published port needs: one element. Who comments it.
-func Port(p berth.Port, who string) State {
-	var s State
-	f := family(p.To.Addr())
-	set, key := "publish_any"+f, fmt.Sprintf("%s . %d", p.Protocol, p.HostPort)
-	if !p.HostIP.IsUnspecified() {
-		set, key = "publish"+f, fmt.Sprintf("%s . %s . %d", p.HostIP, p.Protocol, p.HostPort)
+// Ports returns what published ports of a sandbox need: one element each. Who
+// comments them.
+func Ports(who string, all ...berth.Port) State {
+	elems := make(map[ElemKey]Elem, len(all))
+	comment := "sandbox " + cut(who)
+	var buf []byte
+	for _, p := range all {
+		f := family(p.To.Addr())
+		k := ElemKey{Set: "publish_any" + f}
+		buf = buf[:0]
+		if !p.HostIP.IsUnspecified() {
+			k.Set = "publish" + f
+			buf = append(p.HostIP.AppendTo(buf), " . "...)
+		}
+		buf = append(append(buf, p.Protocol...), " . "...)
+		k.Key = string(strconv.AppendUint(buf, uint64(p.HostPort), 10))
+		buf = append(p.To.Addr().AppendTo(buf[:0]), " . "...)
+		elems[k] = Elem{Value: string(strconv.AppendUint(buf, uint64(p.To.Port()), 10)), Comment: comment}
 	}
-	s.elem(set, key, fmt.Sprintf("%s . %d", p.To.Addr(), p.To.Port()), "sandbox "+cut(who))
-	return s
+	return State{Elems: elems}
 }
 
 // BridgeMAC is the fixed address of a network's bridge: else a bridge takes

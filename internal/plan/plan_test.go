@@ -207,7 +207,7 @@ func (h host) parts() []plan.State {
 		parts = append(parts, plan.Sandbox(s, of[s]))
 	}
 	for _, p := range h.ports {
-		parts = append(parts, plan.Port(p, p.Sandbox))
+		parts = append(parts, plan.Ports(p.Sandbox, p))
 	}
 	return parts
 }

@@ -4,7 +4,7 @@
 //
 // A [State] is a set of kernel objects, each under the key the kernel knows it
 // by. The plan of a host is the sum of its parts ([Base], [Network],
-// [Sandbox], [Port]); [Diff] compares two States; [Steps] orders the
+// [Sandbox], [Ports]); [Diff] compares two States; [Steps] orders the
 // difference so that it can be cut anywhere and never leaves the host more
 // open than before.
 package plan
@@ -161,7 +161,8 @@ func add[K comparable, V any](into *map[K]V, from map[K]V) {
 		return
 	}
 	if *into == nil {
-		*into = make(map[K]V, len(from))
+		*into = maps.Clone(from)
+		return
 	}
 	maps.Copy(*into, from)
 }
@@ -246,7 +247,7 @@ func withoutRemade(have, want State) State {
 // diff lists a changed key in both: its old value under drop, its new one
 // under put.
 func diff[K, V comparable](have, want map[K]V) (put, drop map[K]V) {
-	put, drop = map[K]V{}, map[K]V{}
+	put, drop = make(map[K]V, max(0, len(want)-len(have))), make(map[K]V, max(0, len(have)-len(want)))
 	for k, v := range want {
 		old, ok := have[k]
 		if ok && old == v {

@@ -2,6 +2,8 @@ package plan
 
 import (
 	"net/netip"
+	"slices"
+	"strings"
 
 	"berth"
 )
@@ -87,6 +89,54 @@ type (
 type Element struct {
 	ElemKey
 	Elem
+}
+
+// ordered are elements by set and key.
+type ordered struct{ guards, grants []Element }
+
+func elements(m map[ElemKey]Elem) ordered {
+	some := make([]Element, 0, len(m))
+	order := make([]int32, 0, len(m)) // is sorted in their place: they are 64 bytes each
+	for k, e := range m {
+		order = append(order, int32(len(some)))
+		some = append(some, Element{k, e})
+	}
+	slices.SortFunc(order, func(i, j int32) int {
+		a, b := &some[i], &some[j]
+		if a.Set == b.Set {
+			return strings.Compare(a.Key, b.Key)
+		}
+		if grants[a.Set] != grants[b.Set] {
+			if grants[b.Set] {
+				return -1
+			}
+			return 1
+		}
+		return strings.Compare(a.Set, b.Set)
+	})
+	all := make([]Element, len(some))
+	for to, from := range order {
+		all[to] = some[from]
+	}
+	n := slices.IndexFunc(all, func(e Element) bool { return grants[e.Set] })
+	if n < 0 {
+		n = len(all)
+	}
+	return ordered{all[:n:n], all[n:]}
+}
+
+// without is all, less the keys of m.
+func without(all []Element, m map[ElemKey]Elem) []Element {
+	if len(m) == 0 {
+		return slices.Clip(all)
+	}
+	var out []Element
+	for _, e := range all {
+		if _, ok := m[e.ElemKey]; !ok {
+			out = append(out, e)
+		}
+	}
+	return out
 }
 
 func (Transaction) step()    {}

@@ -25,7 +25,7 @@ var grants = map[string]bool{
 //	out: grants ─ rules, routes, addresses ─ links     ─ forwarding ─ guards
 //	in:  guards ─ forwarding ─ links, addresses, up, routes, rules  ─ grants
 func Steps(d Delta) []Step {
-	b := builder{d: d}
+	b := builder{d: d, put: elements(d.Put.Elems), drop: elements(d.Drop.Elems)}
 	b.closeWays()
 	b.firstTransaction()
 	b.globalSysctls()
@@ -39,8 +39,9 @@ func Steps(d Delta) []Step {
 }
 
 type builder struct {
-	d     Delta
-	steps []Step
+	d         Delta
+	put, drop ordered // the elements of d
+	steps     []Step
 }
 
 func (b *builder) add(s ...Step) { b.steps = append(b.steps, s...) }
@@ -75,21 +76,12 @@ func (b *builder) opens(k SysctlKey) bool { return isWay(k) && b.d.Put.Sysctls[k
 // is made anew gets its guards here and its grants when what they lead to is
 // there.
 func (b *builder) firstTransaction() {
-	t := Transaction{Rebuild: b.d.Put.Table}
-	for _, k := range sorted(b.d.Drop.Elems, compareElem) {
-		_, again := b.d.Put.Elems[k]
-		if !t.Rebuild && !b.d.Drop.Table && grants[k.Set] && !again {
-			t.Drop = append(t.Drop, Element{k, b.d.Drop.Elems[k]})
-		}
+	t := Transaction{Rebuild: b.d.Put.Table, Put: b.put.guards}
+	if !t.Rebuild && !b.d.Drop.Table {
+		t.Drop = without(b.drop.grants, b.d.Put.Elems)
 	}
-	for _, k := range sorted(b.d.Put.Elems, compareElem) {
-		if grants[k.Set] {
-			continue
-		}
-		if old, was := b.d.Drop.Elems[k]; was && !t.Rebuild {
-			t.Drop = append(t.Drop, Element{k, old})
-		}
-		t.Put = append(t.Put, Element{k, b.d.Put.Elems[k]})
+	if !t.Rebuild {
+		t.Drop = append(t.Drop, b.changed(t.Put)...)
 	}
 	if t.Rebuild || len(t.Drop)+len(t.Put) > 0 {
 		b.add(t)
@@ -157,7 +149,7 @@ func (b *builder) dropLinks() {
 		ends = append(ends, k)
 	}
 	b.dropByPlace(ends)
-	if f := flush(b.d); len(f.Addrs)+len(f.Ports) > 0 {
+	if f := flush(b.d, b.drop.grants); len(f.Addrs)+len(f.Ports) > 0 {
 		b.add(f)
 	}
 	b.dropByPlace(bridges)
@@ -176,15 +168,15 @@ func (b *builder) dropByPlace(keys []LinkKey) {
 // flush derives the connections to forget: of addresses that left a sandbox,
 // and of ports that lead nowhere or elsewhere. Only UDP of the latter: a TCP
 // connection ends itself.
-func flush(d Delta) FlushConntrack {
+func flush(d Delta, dropped []Element) FlushConntrack {
 	f := FlushConntrack{Cut: d.Cut}
 	for _, k := range sorted(d.Drop.Addrs, compareAddr) {
 		if _, again := d.Put.Addrs[k]; !again && k.Link.Place != Host {
 			f.Addrs = append(f.Addrs, k.Prefix.Addr())
 		}
 	}
-	for _, k := range sorted(d.Drop.Elems, compareElem) {
-		if p, ok := portOf(k); ok {
+	for _, e := range dropped {
+		if p, ok := portOf(e.ElemKey); ok && (p.Protocol == berth.UDP || d.Cut) {
 			f.Ports = append(f.Ports, p)
 		}
 	}
@@ -194,20 +186,22 @@ func flush(d Delta) FlushConntrack {
 // portOf reads the key of a publish map back.
 func portOf(k ElemKey) (berth.PortKey, bool) {
 	var p berth.PortKey
-	parts := strings.Split(k.Key, " . ")
-	switch {
-	case k.Set == "publish_any4" && len(parts) == 2:
+	rest := k.Key
+	switch k.Set {
+	case "publish_any4":
 		p.HostIP = netip.IPv4Unspecified()
-	case k.Set == "publish_any6" && len(parts) == 2:
+	case "publish_any6":
 		p.HostIP = netip.IPv6Unspecified()
-	case (k.Set == "publish4" || k.Set == "publish6") && len(parts) == 3:
-		p.HostIP, _ = netip.ParseAddr(parts[0])
-		parts = parts[1:]
+	case "publish4", "publish6":
+		var ip string
+		ip, rest, _ = strings.Cut(rest, " . ")
+		p.HostIP, _ = netip.ParseAddr(ip)
 	default:
 		return p, false
 	}
-	n, err := strconv.ParseUint(parts[1], 10, 16)
-	p.Protocol, p.HostPort = berth.Protocol(parts[0]), uint16(n)
+	proto, port, _ := strings.Cut(rest, " . ")
+	n, err := strconv.ParseUint(port, 10, 16)
+	p.Protocol, p.HostPort = berth.Protocol(proto), uint16(n)
 	return p, err == nil && p.HostIP.IsValid()
 }
 
@@ -284,15 +278,9 @@ func (b *builder) linkSysctls() {
 
 // lastGrants opens what is wanted: new grants, and grants that change in place.
 func (b *builder) lastGrants() {
-	var t Transaction
-	for _, k := range sorted(b.d.Put.Elems, compareElem) {
-		if !grants[k.Set] {
-			continue
-		}
-		if old, was := b.d.Drop.Elems[k]; was && !b.d.Put.Table {
-			t.Drop = append(t.Drop, Element{k, old})
-		}
-		t.Put = append(t.Put, Element{k, b.d.Put.Elems[k]})
+	t := Transaction{Put: b.put.grants}
+	if !b.d.Put.Table {
+		t.Drop = b.changed(t.Put)
 	}
 	if len(t.Put) > 0 {
 		b.add(t)
@@ -325,10 +313,8 @@ func (b *builder) lastGuards() {
 		return
 	}
 	var t Transaction
-	for _, k := range sorted(b.d.Drop.Elems, compareElem) {
-		if _, again := b.d.Put.Elems[k]; !grants[k.Set] && !again && !b.d.Put.Table {
-			t.Drop = append(t.Drop, Element{k, b.d.Drop.Elems[k]})
-		}
+	if !b.d.Put.Table {
+		t.Drop = without(b.drop.guards, b.d.Put.Elems)
 	}
 	if len(t.Drop) > 0 {
 		b.add(t)
@@ -384,6 +370,13 @@ func compareSysctl(a, b SysctlKey) int {
 	return cmp.Or(cmp.Compare(a.Place, b.Place), cmp.Compare(a.Path, b.Path))
 }
 
-func compareElem(a, b ElemKey) int {
-	return cmp.Or(cmp.Compare(a.Set, b.Set), cmp.Compare(a.Key, b.Key))
+// changed are the old values of those of some elements that change.
+func (b *builder) changed(put []Element) []Element {
+	var out []Element
+	for _, e := range put {
+		if old, was := b.d.Drop.Elems[e.ElemKey]; was {
+			out = append(out, Element{e.ElemKey, old})
+		}
+	}
+	return out
 }

@@ -186,7 +186,7 @@ func situation() plan.State {
 		plan.Base(true, true, plan.Uplinks{V4: []string{"uplink0"}, V6: []string{"uplink0"}}),
 		plan.Network(front, true), plan.Network(back, false),
 		plan.Sandbox("web", []plan.Attachment{web, db}),
-		plan.Port(port("0.0.0.0", "10.9.0.2:80"), "web"), plan.Port(port("::", "[fd00:9::2]:80"), "web"),
+		plan.Ports("web", port("0.0.0.0", "10.9.0.2:80"), port("::", "[fd00:9::2]:80")),
 	)
 }
 

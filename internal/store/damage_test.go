@@ -19,7 +19,7 @@ func filled(t testing.TB, dir string) *Store {
 	update(t, s, func(tx *Tx) error {
 		for i := range 100 {
 			if err := errors.Join(tx.PutNetwork(network(i)), tx.PutSandbox(sandbox(i)), tx.PutEndpoint(endpoint(i, i), ""),
-				tx.PutPort(port(i, i, uint16(i), "0.0.0.0"))); err != nil {
+				tx.PutPorts(port(i, i, uint16(i), "0.0.0.0"))); err != nil {
 				return err
 			}
 		}
@@ -41,7 +41,7 @@ func use(t testing.TB, s *Store) (read, write error) {
 	})
 	write = s.Update(t.Context(), func(tx *Tx) error {
 		return errors.Join(tx.PutNetwork(network(200)), tx.PutSandbox(sandbox(200)), tx.PutEndpoint(endpoint(200, 200), ""),
-			tx.DeletePort(port(7, 7, 7, "0.0.0.0").PortKey), tx.DeleteEndpoint(id(9), "eth9"), tx.DeleteNetwork(id(9)))
+			tx.DeletePorts(port(7, 7, 7, "0.0.0.0")), tx.DeleteEndpoint(id(9), "eth9"), tx.DeleteNetwork(id(9)))
 	})
 	return read, write
 }

@@ -115,7 +115,7 @@ func grow(t *testing.T, s *Store, big bool) {
 	for i := range 500 {
 		update(t, s, func(tx *Tx) error {
 			for j := range 4 {
-				if err := tx.PutPort(port(i, i, uint16(i*7919+j*37), "0.0.0.0")); err != nil {
+				if err := tx.PutPorts(port(i, i, uint16(i*7919+j*37), "0.0.0.0")); err != nil {
 					return err
 				}
 			}
@@ -160,7 +160,7 @@ func shrink(t *testing.T, s *Store, big bool) {
 		}
 	}
 	each(len(eps), func(tx *Tx, i int) error { return mark(tx, eps[i]) })
-	each(len(ps), func(tx *Tx, i int) error { return tx.DeletePort(ps[i].PortKey) })
+	each(len(ps), func(tx *Tx, i int) error { return tx.DeletePorts(ps[i]) })
 	each(len(eps), func(tx *Tx, i int) error { return drop(tx, eps[i]) })
 	for i := 0; ; i++ {
 		var found bool

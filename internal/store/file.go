@@ -42,9 +42,8 @@ var (
 	endpointsOn  = []byte("endpoints-on") // network, sandbox, interface
 	addresses    = []byte("addresses")    // scope, address: endpoint
 	cursors      = []byte("cursors")      // network, prefix: address
-	ports        = []byte("ports")        // protocol, port, address
-	portsOf      = []byte("ports-of")     // sandbox, port
-	portsOn      = []byte("ports-on")     // network, port
+	ports        = []byte("ports")        // protocol, host port: all that are published there
+	portsOn      = []byte("ports-on")     // network, sandbox, interface, block of host ports: how many lead there
 
 	schemaKey = []byte("schema")
 	bootKey   = []byte("boot")
@@ -54,7 +53,7 @@ var (
 var (
 	rootSteps = []func(*bolt.Tx) error{makeBuckets(about, meta, networks, networkNames)}
 	runSteps  = []func(*bolt.Tx) error{makeBuckets(about, meta, sandboxes, sandboxNames, endpoints, endpointsOn,
-		addresses, cursors, ports, portsOf, portsOn)}
+		addresses, cursors, ports, portsOn)}
 )
 
 func makeBuckets(names ...[]byte) func(*bolt.Tx) error {

@@ -343,8 +343,8 @@ func BenchmarkPublishOneMore(b *testing.B) {
 			update(b, s, func(tx *Tx) error { return publish(tx, n) })
 			p := port(1, 3, 60000, "0.0.0.0")
 			for b.Loop() {
-				update(b, s, func(tx *Tx) error { return tx.PutPort(p) })
-				update(b, s, func(tx *Tx) error { return tx.DeletePort(p.PortKey) })
+				update(b, s, func(tx *Tx) error { return tx.PutPorts(p) })
+				update(b, s, func(tx *Tx) error { return tx.DeletePorts(p) })
 			}
 		})
 	}
@@ -366,7 +366,7 @@ func BenchmarkView(b *testing.B) {
 
 func publish(tx *Tx, n int) error {
 	for i := range n {
-		if err := tx.PutPort(port(1, 2, uint16(1000+i), "0.0.0.0")); err != nil {
+		if err := tx.PutPorts(port(1, 2, uint16(1000+i), "0.0.0.0")); err != nil {
 			return err
 		}
 	}
@@ -387,7 +387,7 @@ func BenchmarkPublish10000(b *testing.B) {
 					}
 					for _, ip := range []string{"0.0.0.0", "::"} {
 						for i := range 5000 {
-							if err := tx.PutPort(port(1, 2, uint16(1000+i), ip)); err != nil {
+							if err := tx.PutPorts(port(1, 2, uint16(1000+i), ip)); err != nil {
 								return err
 							}
 						}

@@ -138,8 +138,11 @@ func TestPorts(t *testing.T) {
 		port(1, 2, 80, "0.0.0.0"), port(1, 2, 80, "127.0.0.9"), port(1, 3, 81, "0.0.0.0"), port(4, 3, 80, "::"), port(1, 2, 8000, "0.0.0.0"),
 	}
 	update(t, s, func(tx *Tx) error {
+		return errors.Join(tx.PutEndpoint(endpoint(1, 2), ""), tx.PutEndpoint(endpoint(1, 3), ""), tx.PutEndpoint(endpoint(4, 3), ""))
+	})
+	update(t, s, func(tx *Tx) error {
 		for _, p := range p {
-			if err := tx.PutPort(p); err != nil {
+			if err := tx.PutPorts(p); err != nil {
 				return err
 			}
 		}
@@ -154,7 +157,7 @@ func TestPorts(t *testing.T) {
 	}
 	view(t, s, func(tx *Tx) error {
 		of, err1 := tx.PortsOf(id(2))
-		on, err2 := tx.PortsOn(id(4))
+		on, err2 := tx.PortsTo(endpoint(4, 3))
 		at, err3 := tx.PortsAt(berth.TCP, 80)
 		udp, err4 := tx.PortsAt(berth.UDP, 80)
 		all, err5 := tx.Ports()
@@ -170,17 +173,17 @@ func TestPorts(t *testing.T) {
 		if !has || hasNot {
 			t.Errorf("HasPorts: %v, %v", has, hasNot)
 		}
-		got, err8 := tx.Port(p[3].PortKey)
-		same(t, "port", got, p[3])
+		got, err8 := tx.PortsOf(id(3))
+		same(t, "ports", got, []berth.Port{p[3], p[2]})
 		return errors.Join(err1, err2, err3, err4, err5, err6, err7, err8)
 	})
 	update(t, s, func(tx *Tx) error {
 		for _, p := range p {
-			if err := errors.Join(tx.DeletePort(p.PortKey), tx.DeletePort(p.PortKey)); err != nil {
+			if err := errors.Join(tx.DeletePorts(p), tx.DeletePorts(p)); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
-	nothing(t, s, ports, portsOf, portsOn)
+	nothing(t, s, ports, portsOn)
 }

@@ -27,6 +27,8 @@ type Tx struct {
 	at        layout
 
 	rootOpened bool
+
+	records *portReader // of the bucket ports, once asked for
 }
 
 // guard calls fn and closes the files. bbolt trusts its files: a damaged one
@@ -255,13 +257,22 @@ const growth = 64
 // overhead is what bbolt adds to a record.
 const overhead = 16
 
-func (b bucket) put(key, value []byte) error {
+func (b bucket) put(key, value []byte) error { return b.replace(key, b.get(key), value) }
+
+// replace is put and delete (value is nil) of a key that is known to have old,
+// nil if it is not there.
+func (b bucket) replace(key, old, value []byte) error {
 	if b.b == nil || !b.b.Writable() {
 		return bolterrors.ErrTxNotWritable
 	}
-	old := b.get(key)
-	if old != nil && bytes.Equal(old, value) {
+	if bytes.Equal(old, value) && (old == nil) == (value == nil) {
 		return nil
+	}
+	b.f.dirty = true
+	if value == nil {
+		b.f.added -= len(key) + len(old) + overhead
+		b.f.allowed += growth // it may be put again
+		return b.b.Delete(key)
 	}
 	b.f.added += len(value) - len(old)
 	if old == nil {
@@ -269,24 +280,12 @@ func (b bucket) put(key, value []byte) error {
 	} else {
 		b.f.allowed += growth
 	}
-	b.f.dirty, b.f.kept = true, true
+	b.f.kept = true
 	return b.b.Put(key, value)
 }
 
 // delete removes a key; that it is not there is no error.
-func (b bucket) delete(key []byte) error {
-	if b.b == nil || !b.b.Writable() {
-		return bolterrors.ErrTxNotWritable
-	}
-	old := b.get(key)
-	if old == nil {
-		return nil
-	}
-	b.f.added -= len(key) + len(old) + overhead
-	b.f.allowed += growth // it may be put again
-	b.f.dirty = true
-	return b.b.Delete(key)
-}
+func (b bucket) delete(key []byte) error { return b.replace(key, b.get(key), nil) }
 
 // scan goes over the keys that begin with prefix, in order. The bucket must
 // not be written while it does.
