@@ -1,8 +1,11 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"iter"
+	"slices"
 	"strings"
 
 	"berth"
@@ -67,7 +70,66 @@ func (e *Engine) unpublish(ctx context.Context, sandbox string, specs []berth.Po
 	return gone, err
 }
 
-// match returns the ports that specs name. One that names none is an error.
+// touching is the touch of ports that go and come. With them change their
+// networks, which have a way from the host's 127.0.0.1 only while a port is
+// published; that of a link is a part of its sandbox.
+func touching(tx *store.Tx, going, come []berth.Port) (touch, error) {
+	t := touch{going: going, come: come}
+	for _, ps := range [][]berth.Port{going, come} {
+		for i, p := range ps {
+			if i > 0 && p.Network == ps[i-1].Network && p.Sandbox == ps[i-1].Sandbox {
+				continue
+			}
+			n, err := tx.Network(p.Network)
+			if ignore(err, berth.ErrNotFound) != nil {
+				return t, err
+			}
+			t.networks = append(t.networks, p.Network)
+			if n.Driver == berth.Link {
+				t.sandboxes = append(t.sandboxes, p.Sandbox)
+			}
+		}
+	}
+	slices.Sort(t.networks)
+	slices.Sort(t.sandboxes)
+	t.networks, t.sandboxes = slices.Compact(t.networks), slices.Compact(t.sandboxes)
+	return t, nil
+}
+
+// portState is the plan of some ports.
+func portState(tx *store.Tx, ports []berth.Port) (plan.State, error) {
+	var s plan.State
+	for ps := range bySandbox(ports) {
+		who, err := tx.Sandbox(ps[0].Sandbox)
+		if ignore(err, berth.ErrNotFound) != nil {
+			return s, err
+		}
+		part := plan.Ports(who.Name, ps...)
+		if len(ps) == len(ports) {
+			return part, nil // ten thousand ports are mostly of one sandbox: no copy
+		}
+		s.Add(part)
+	}
+	return s, nil
+}
+
+// bySandbox cuts ports where the sandbox changes.
+func bySandbox(ps []berth.Port) iter.Seq[[]berth.Port] {
+	return func(yield func([]berth.Port) bool) {
+		for from, to := 0, 1; to <= len(ps); to++ {
+			if to < len(ps) && ps[to].Sandbox == ps[from].Sandbox {
+				continue
+			}
+			if !yield(ps[from:to]) {
+				return
+			}
+			from = to
+		}
+	}
+}
+
+// match returns the ports, in order of protocol and host port, that specs name.
+// One that names none is an error.
 func match(ports []berth.Port, specs []berth.PortSpec) ([]berth.Port, error) {
 	if len(specs) == 0 {
 		return ports, nil
@@ -76,7 +138,7 @@ func match(ports []berth.Port, specs []berth.PortSpec) ([]berth.Port, error) {
 	var out []berth.Port
 	for _, s := range specs {
 		found := false
-		for _, p := range ports {
+		for _, p := range candidates(ports, s) {
 			if !matches(p, s) {
 				continue
 			}
@@ -91,6 +153,20 @@ func match(ports []berth.Port, specs []berth.PortSpec) ([]berth.Port, error) {
 		}
 	}
 	return out, nil
+}
+
+// candidates are the ports at the host ports of a spec, if it has any.
+func candidates(ports []berth.Port, s berth.PortSpec) []berth.Port {
+	if s.HostLow == 0 {
+		return ports
+	}
+	at := func(port int) int {
+		i, _ := slices.BinarySearchFunc(ports, port, func(p berth.Port, port int) int {
+			return cmp.Or(cmp.Compare(p.Protocol, s.Protocol), cmp.Compare(int(p.HostPort), port))
+		})
+		return i
+	}
+	return ports[at(int(s.HostLow)):at(int(s.HostHigh)+1)]
 }
 
 func matches(p berth.Port, s berth.PortSpec) bool {

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"iter"
 	"slices"
 
 	"berth"
@@ -235,21 +234,6 @@ func (w world) state() plan.State {
 	return s
 }
 
-// bySandbox cuts ports where the sandbox changes.
-func bySandbox(ps []berth.Port) iter.Seq[[]berth.Port] {
-	return func(yield func([]berth.Port) bool) {
-		for from, to := 0, 1; to <= len(ps); to++ {
-			if to < len(ps) && ps[to].Sandbox == ps[from].Sandbox {
-				continue
-			}
-			if !yield(ps[from:to]) {
-				return
-			}
-			from = to
-		}
-	}
-}
-
 // attach is what the plan of a sandbox needs to know of one endpoint.
 func attach(e berth.Endpoint, n berth.Network, on []berth.Endpoint, published bool) plan.Attachment {
 	a := plan.Attachment{Endpoint: e, Network: n, Published: published && n.Driver == berth.Link}
@@ -360,49 +344,6 @@ func (t touch) state(tx *store.Tx, ports []berth.Port) (plan.State, error) {
 			return s, err
 		}
 		s.Add(plan.Network(n, published))
-	}
-	return s, nil
-}
-
-// touching is the touch of ports that go and come. With them change their
-// networks, which have a way from the host's 127.0.0.1 only while a port is
-// published; that of a link is a part of its sandbox.
-func touching(tx *store.Tx, going, come []berth.Port) (touch, error) {
-	t := touch{going: going, come: come}
-	for _, ps := range [][]berth.Port{going, come} {
-		for i, p := range ps {
-			if i > 0 && p.Network == ps[i-1].Network && p.Sandbox == ps[i-1].Sandbox {
-				continue
-			}
-			n, err := tx.Network(p.Network)
-			if ignore(err, berth.ErrNotFound) != nil {
-				return t, err
-			}
-			t.networks = append(t.networks, p.Network)
-			if n.Driver == berth.Link {
-				t.sandboxes = append(t.sandboxes, p.Sandbox)
-			}
-		}
-	}
-	slices.Sort(t.networks)
-	slices.Sort(t.sandboxes)
-	t.networks, t.sandboxes = slices.Compact(t.networks), slices.Compact(t.sandboxes)
-	return t, nil
-}
-
-// portState is the plan of some ports.
-func portState(tx *store.Tx, ports []berth.Port) (plan.State, error) {
-	var s plan.State
-	for ps := range bySandbox(ports) {
-		who, err := tx.Sandbox(ps[0].Sandbox)
-		if ignore(err, berth.ErrNotFound) != nil {
-			return s, err
-		}
-		part := plan.Ports(who.Name, ps...)
-		if len(ps) == len(ports) {
-			return part, nil // ten thousand ports are mostly of one sandbox: no copy
-		}
-		s.Add(part)
 	}
 	return s, nil
 }
