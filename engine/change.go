@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -123,10 +124,11 @@ func (e *Engine) try(ctx context.Context, locks func() ([]lock, error), fn chang
 // lock takes locks in their order and returns what gives them back.
 func (e *Engine) lock(ctx context.Context, locks []lock) (func(), error) {
 	slices.SortFunc(locks, func(a, b lock) int {
-		if a.kind != b.kind {
-			return int(a.kind) - int(b.kind)
+		c := cmp.Or(cmp.Compare(a.kind, b.kind), cmp.Compare(a.id, b.id))
+		if c == 0 && a.exclusive && !b.exclusive {
+			c = -1 // of two the stricter stays
 		}
-		return strings.Compare(a.id, b.id)
+		return c
 	})
 	locks = slices.CompactFunc(locks, func(a, b lock) bool { return a.kind == b.kind && a.id == b.id })
 	var held []func()

@@ -42,10 +42,7 @@ func (e *Engine) whole(ctx context.Context, sandbox string) (bool, error) {
 		if err != nil {
 			return err
 		}
-		for _, p := range ports {
-			t.ports = append(t.ports, p.PortKey)
-		}
-		d.Put, err = t.state(tx)
+		d.Put, err = t.state(tx, ports)
 		return err
 	})
 	if err != nil {
