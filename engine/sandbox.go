@@ -203,7 +203,7 @@ func (e *Engine) find(ctx context.Context, ref string) (berth.Sandbox, *netns.NS
 		if err == nil {
 			// The same namespace by another way. The way that is known is kept
 			// while it is open, unless it is a process's, which may end first.
-			if inProc(known.Path) && !inProc(sb.Path) || !alive(known) {
+			if known.Path != sb.Path && (inProc(known.Path) && !inProc(sb.Path) || !alive(known)) {
 				known.Path, known.Cookie = sb.Path, sb.Cookie
 			}
 			sb = known

@@ -4,11 +4,12 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"strings"
 
 	"berth"
+
+	"golang.org/x/sys/unix"
 )
 
 // Networks returns all networks, by id.
@@ -294,11 +295,16 @@ func cut(s string) string {
 // Generation returns what SetGeneration kept: the number of the firewall's last
 // commit that was ours; 0 if none was. It needs no transaction.
 func (s *Store) Generation() uint32 {
-	b, err := os.ReadFile(s.generationPath())
-	if err != nil || len(b) != 4 {
+	fd, err := unix.Open(s.generationPath(), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
 		return 0
 	}
-	return binary.BigEndian.Uint32(b)
+	defer unix.Close(fd)
+	var b [4]byte
+	if n, err := unix.Pread(fd, b[:], 0); err != nil || n != len(b) {
+		return 0
+	}
+	return binary.BigEndian.Uint32(b[:])
 }
 
 // SetGeneration keeps a number until the next reboot. It is a hint that saves
@@ -306,12 +312,12 @@ func (s *Store) Generation() uint32 {
 // does no harm; that is why it is a file of its own and no record: every change
 // would pay a second transaction.
 func (s *Store) SetGeneration(n uint32) {
-	f, err := os.OpenFile(s.generationPath(), os.O_WRONLY|os.O_CREATE, 0o600)
+	fd, err := unix.Open(s.generationPath(), unix.O_WRONLY|unix.O_CREAT|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return
 	}
-	defer f.Close()
-	_, _ = f.WriteAt(binary.BigEndian.AppendUint32(nil, n), 0)
+	defer unix.Close(fd)
+	_, _ = unix.Pwrite(fd, binary.BigEndian.AppendUint32(nil, n), 0)
 }
 
 func (s *Store) generationPath() string { return filepath.Join(s.run.dir, "generation") }
