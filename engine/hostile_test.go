@@ -26,15 +26,15 @@ for i in $(seq 511); do echo "link add p$i master lxcbr0 type veth peer name q$i
 	last, _ := w.netns()
 	w.connect("front", last, engine.ConnectOptions{})
 	w.clean()
-	names := []string{"sh", "-c", "ip -o link | cut -d: -f2"} // their state is still settling
-	before := w.host.Run(t, names...)
+	const names = "ip -o link | cut -d: -f2" // how they stand is still settling
+	before := w.host.Run(t, "sh", "-c", names)
 	more, _ := w.netns()
 	_, err := w.Connect(t.Context(), "front", more, engine.ConnectOptions{})
 	if !errors.Is(err, berth.ErrExhausted) || !strings.Contains(err.Error(), "1023") {
 		t.Errorf("the 1024th port: %v", err)
 	}
 	w.clean()
-	if after := w.host.Run(t, names...); after != before {
+	if after := w.host.Run(t, "sh", "-c", names); after != before {
 		t.Errorf("the refused left something:\n%s\nbefore:\n%s", after, before)
 	}
 	if sbs, err := w.Sandboxes(t.Context()); err != nil || len(sbs) != 1 {
