@@ -197,10 +197,10 @@ func TestANewerStoreIsRefused(t *testing.T) {
 	dir := t.TempDir()
 	s := filled(t, dir)
 	step := func(*bolt.Tx) error { return nil }
-	s.root.steps = append(s.root.steps[:1:1], step, step)
+	s.root.steps = append(s.root.steps[:2:2], step, step)
 	update(t, s, func(tx *Tx) error { return tx.openRootToWrite() })
 	for _, err := range func() []error { a, b := use(t, open(t, dir, testHost)); return []error{a, b} }() {
-		if err == nil || !strings.Contains(err.Error(), "written by a newer Berth (schema 3, this one knows 1)") {
+		if err == nil || !strings.Contains(err.Error(), "written by a newer Berth (schema 4, this one knows 2)") {
 			t.Errorf("%v", err)
 		}
 	}
@@ -219,8 +219,8 @@ func TestOlderFilesAreBroughtForward(t *testing.T) {
 					return tx.Bucket(meta).Put([]byte("migrated"), []byte(name))
 				}
 			}
-			s.root.steps = append(s.root.steps[:1:1], step("root 2"), step("root 3"))
-			s.run.steps = append(s.run.steps[:1:1], step("run 2"))
+			s.root.steps = append(s.root.steps[:2:2], step("root 2"), step("root 3"))
+			s.run.steps = append(s.run.steps[:2:2], step("run 2"))
 			switch first {
 			case "update":
 				update(t, s, func(tx *Tx) error { _, err := tx.Networks(); return err })
@@ -257,7 +257,7 @@ func TestAFailedMigrationChangesNothing(t *testing.T) {
 	filled(t, dir)
 	s := open(t, dir, testHost)
 	no := errors.New("no")
-	s.run.steps = append(s.run.steps[:1:1], func(tx *bolt.Tx) error {
+	s.run.steps = append(s.run.steps[:2:2], func(tx *bolt.Tx) error {
 		return errors.Join(tx.DeleteBucket(endpoints), no)
 	})
 	if read, write := use(t, s); !errors.Is(read, no) || !errors.Is(write, no) {

@@ -36,6 +36,9 @@ var (
 	meta         = []byte("meta")
 	networks     = []byte("networks")
 	networkNames = []byte("network-names")
+	containers   = []byte("containers")
+	containerIDs = []byte("container-names")
+	runs         = []byte("runs") // in the run store, by container
 	sandboxes    = []byte("sandboxes")
 	sandboxNames = []byte("sandbox-names")
 	endpoints    = []byte("endpoints")    // sandbox, interface
@@ -51,9 +54,14 @@ var (
 )
 
 var (
-	rootSteps = []func(*bolt.Tx) error{makeBuckets(about, meta, networks, networkNames)}
-	runSteps  = []func(*bolt.Tx) error{makeBuckets(about, meta, sandboxes, sandboxNames, endpoints, endpointsOn,
-		addresses, cursors, ports, portsOn)}
+	rootSteps = []func(*bolt.Tx) error{
+		makeBuckets(about, meta, networks, networkNames),
+		makeBuckets(containers, containerIDs),
+	}
+	runSteps = []func(*bolt.Tx) error{
+		makeBuckets(about, meta, sandboxes, sandboxNames, endpoints, endpointsOn, addresses, cursors, ports, portsOn),
+		makeBuckets(runs),
+	}
 )
 
 func makeBuckets(names ...[]byte) func(*bolt.Tx) error {

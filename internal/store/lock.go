@@ -23,7 +23,8 @@ type LockKind int
 
 // The kinds of locks in the order in which they must be taken.
 const (
-	LockHost LockKind = iota
+	LockContainer LockKind = iota
+	LockHost
 	LockNetwork
 	LockSandbox
 )
@@ -79,6 +80,8 @@ func (s *Store) Forget(kind LockKind, id string) error {
 
 func (s *Store) lockFile(kind LockKind, id string) (string, error) {
 	switch kind {
+	case LockContainer:
+		return filepath.Join(s.run.dir, "locks", "c-"+fileName(id)), nil
 	case LockHost:
 		return filepath.Join(s.run.dir, "locks", "host"), nil
 	case LockNetwork:

@@ -28,37 +28,43 @@ const shortest = 4
 // no other network's has. Its error matches [berth.ErrNotFound] if there is
 // none, [berth.ErrInvalid] if there are several.
 func (tx *Tx) Network(ref string) (n berth.Network, err error) {
-	b, err := tx.rootBucket(networks)
+	err = tx.look("network", networks, networkNames, ref, &n)
+	return n, err
+}
+
+// look finds a record of the network file by id, by name, or by the beginning
+// of an id that no other one's has.
+func (tx *Tx) look(what string, records, names []byte, ref string, v any) error {
+	b, err := tx.rootBucket(records)
 	if err != nil {
-		return n, err
+		return err
 	}
-	if v := b.get([]byte(ref)); v != nil {
-		return n, b.decode(v, &n)
+	if got := b.get([]byte(ref)); got != nil {
+		return b.decode(got, v)
 	}
-	names, err := tx.rootBucket(networkNames)
+	ids, err := tx.rootBucket(names)
 	if err != nil {
-		return n, err
+		return err
 	}
-	if id := names.get([]byte(ref)); id != nil {
-		return n, b.decode(b.get(id), &n)
+	if id := ids.get([]byte(ref)); id != nil {
+		return b.decode(b.get(id), v)
 	}
+	var first []byte
 	found := 0
 	if len(ref) >= shortest {
-		for _, v := range b.scan([]byte(ref)) {
+		for _, got := range b.scan([]byte(ref)) {
 			if found++; found == 1 {
-				if err := b.decode(v, &n); err != nil {
-					return n, err
-				}
+				first = got
 			}
 		}
 	}
 	switch found {
 	case 0:
-		return berth.Network{}, fmt.Errorf("network %s: %w", cut(ref), berth.ErrNotFound)
+		return fmt.Errorf("%s %s: %w", what, cut(ref), berth.ErrNotFound)
 	case 1:
-		return n, nil
+		return b.decode(first, v)
 	}
-	return berth.Network{}, fmt.Errorf("network %s: %d have an id that begins so: %w", cut(ref), found, berth.ErrInvalid)
+	return fmt.Errorf("%s %s: %d have an id that begins so: %w", what, cut(ref), found, berth.ErrInvalid)
 }
 
 // PutNetwork records a network under its id and its name.
