@@ -164,9 +164,18 @@ type Exit struct {
 // of it is gone. It is forgotten at a reboot, as the kernel forgets it.
 type Run struct {
 	Container string    `json:"container"`
-	Started   time.Time `json:"started,omitzero"`
-	Pid       int       `json:"pid,omitempty"`     // of the container's first process
-	Monitor   int       `json:"monitor,omitempty"` // pid of conmon
+	Started   time.Time `json:"started,omitzero"`  // zero: it is being prepared
 	Sandbox   string    `json:"sandbox,omitempty"` // the name of the sandbox that was made for it
-	Stopping  bool      `json:"stopping,omitempty"`
+	First     Running   `json:"first"`             // the container's first process
+	Monitor   Running   `json:"monitor"`           // conmon
+	Paused    bool      `json:"paused,omitempty"`
+	// Attended reports whether somebody waits for the exit status and takes its
+	// file away.
+	Attended bool `json:"attended,omitempty"`
+}
+
+// A Running is a process, told from a later one of the same pid by its start.
+type Running struct {
+	Pid   int    `json:"pid,omitempty"`
+	Since uint64 `json:"since,omitempty"` // field 22 of /proc/PID/stat (proc(5)), in ticks since the boot
 }

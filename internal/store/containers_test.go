@@ -15,7 +15,7 @@ func container(n int) berth.Container {
 func TestContainers(t *testing.T) {
 	s := open(t, t.TempDir(), testHost)
 	update(t, s, func(tx *Tx) error {
-		return errors.Join(tx.PutContainer(container(1)), tx.PutContainer(container(2)), tx.PutRun(berth.Run{Container: id(1), Pid: 7}))
+		return errors.Join(tx.PutContainer(container(1)), tx.PutContainer(container(2)), tx.PutRun(berth.Run{Container: id(1), First: berth.Running{Pid: 7}}))
 	})
 	view(t, s, func(tx *Tx) error {
 		for _, ref := range []string{"c1", id(1), id(1)[:12]} {
@@ -26,7 +26,7 @@ func TestContainers(t *testing.T) {
 		if _, err := tx.Container("c3"); !errors.Is(err, berth.ErrNotFound) {
 			t.Errorf("c3: %v", err)
 		}
-		if r, err := tx.Run(id(1)); err != nil || r.Pid != 7 {
+		if r, err := tx.Run(id(1)); err != nil || r.First.Pid != 7 {
 			t.Errorf("%+v, %v", r, err)
 		}
 		if _, err := tx.Run(id(2)); !errors.Is(err, berth.ErrNotFound) {

@@ -1,0 +1,279 @@
+package oci
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"berth"
+)
+
+// A Runtime is an OCI runtime's program.
+type Runtime struct {
+	Path string // /usr/bin/crun
+	Root string // directory of its own records
+}
+
+// FindRuntime returns the runtime of a name or path; with "", the one that
+// suits the host: crun where there is only cgroup v2 (crun 1.8 refuses
+// controllers of the hybrid hierarchy), else runc, else the other.
+func FindRuntime(name, root string, unified bool) (Runtime, error) {
+	names := []string{name}
+	if name == "" {
+		names = []string{"runc", "crun"}
+		if unified {
+			names = []string{"crun", "runc"}
+		}
+	}
+	for _, n := range names {
+		if path, err := look(n); err == nil {
+			return Runtime{Path: path, Root: root}, nil
+		}
+	}
+	return Runtime{}, fmt.Errorf("no OCI runtime (%s): install the package %s: %w", strings.Join(names, ", "), names[0], berth.ErrUnsupported)
+}
+
+// look finds a program, also where root's PATH does not lead.
+func look(name string) (string, error) {
+	path, err := exec.LookPath(name)
+	if err == nil || strings.Contains(name, "/") {
+		return path, err
+	}
+	for _, dir := range []string{"/usr/sbin", "/usr/bin", "/sbin", "/usr/local/sbin", "/usr/local/bin", "/usr/libexec/podman", "/usr/lib/podman"} {
+		if path, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
+			return path, nil
+		}
+	}
+	return "", err
+}
+
+// Name is crun, runc, ….
+func (r Runtime) Name() string { return filepath.Base(r.Path) }
+
+// Start lets a created container's process begin.
+func (r Runtime) Start(ctx context.Context, id string) error { return r.run(ctx, nil, "start", id) }
+
+// Kill sends a signal to a container's process, or to all of them.
+func (r Runtime) Kill(ctx context.Context, id string, signal syscall.Signal, all bool) error {
+	args := []string{"kill", id, strconv.Itoa(int(signal))}
+	if all {
+		args = []string{"kill", "--all", id, strconv.Itoa(int(signal))}
+	}
+	return r.run(ctx, nil, args...)
+}
+
+// Delete takes a container out of the kernel, dead or alive. One that is not
+// there is no error.
+func (r Runtime) Delete(ctx context.Context, id string) error {
+	err := r.run(ctx, nil, "delete", "--force", id)
+	if err != nil && !r.Knows(id) {
+		return nil
+	}
+	return err
+}
+
+// Knows reports whether the runtime has a record of a container.
+func (r Runtime) Knows(id string) bool {
+	_, err := os.Lstat(filepath.Join(r.Root, id))
+	return err == nil
+}
+
+// Pause stops all processes of a container where they are.
+func (r Runtime) Pause(ctx context.Context, id string) error { return r.run(ctx, nil, "pause", id) }
+
+// Resume lets them go on.
+func (r Runtime) Resume(ctx context.Context, id string) error { return r.run(ctx, nil, "resume", id) }
+
+// Update changes a container's limits; resources is the JSON of the runtime
+// spec's LinuxResources.
+func (r Runtime) Update(ctx context.Context, id string, resources []byte) error {
+	return r.run(ctx, bytes.NewReader(resources), "update", "--resources", "-", id)
+}
+
+// Exec returns the command that runs one more process in a container; spec is
+// a file with the runtime spec's Process. Its streams are the caller's.
+func (r Runtime) Exec(id, spec string, detach bool, pidFile string) *exec.Cmd {
+	args := []string{"exec", "--process", spec}
+	if detach {
+		args = append(args, "--detach")
+	}
+	if pidFile != "" {
+		args = append(args, "--pid-file", pidFile)
+	}
+	return exec.Command(r.Path, r.with(append(args, id)...)...)
+}
+
+// with puts what every call has before its arguments.
+func (r Runtime) with(args ...string) []string { return append([]string{"--root", r.Root}, args...) }
+
+func (r Runtime) run(ctx context.Context, stdin io.Reader, args ...string) error {
+	cmd := exec.CommandContext(ctx, r.Path, r.with(args...)...)
+	var out bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, io.Discard, &out
+	if err := cmd.Run(); err != nil {
+		if why := complaint(out.String()); why != "" {
+			return fmt.Errorf("%s %s: %s", r.Name(), args[0], why)
+		}
+		return fmt.Errorf("%s %s: %w", r.Name(), args[0], err)
+	}
+	return nil
+}
+
+var message = regexp.MustCompile(`msg="((?:[^"\\]|\\.)*)"`)
+
+// complaint is the last line that a program wrote to its standard error, without
+// the dress of a log.
+func complaint(text string) string {
+	lines := strings.Split(strings.TrimSpace(text), "\n")
+	last := strings.TrimSpace(lines[len(lines)-1])
+	var entry struct{ Msg string }
+	if json.Unmarshal([]byte(last), &entry) == nil && entry.Msg != "" {
+		return entry.Msg
+	}
+	if m := message.FindStringSubmatch(last); m != nil {
+		if s, err := strconv.Unquote(`"` + m[1] + `"`); err == nil {
+			return s
+		}
+	}
+	return last
+}
+
+// A Monitor is the program conmon.
+type Monitor struct{ Path string }
+
+// FindMonitor returns conmon.
+func FindMonitor() (Monitor, error) {
+	path, err := look("conmon")
+	if err != nil {
+		return Monitor{}, fmt.Errorf("no conmon: install the package conmon: %w", berth.ErrUnsupported)
+	}
+	return Monitor{path}, nil
+}
+
+// A Watch is how a monitor watches a container.
+type Watch struct {
+	ID      string
+	Bundle  string // directory with config.json; the attach socket and pid files come here
+	Runtime Runtime
+
+	Log        string // path
+	LogMaxSize int64  // bytes
+	ExitDir    string // the exit status is written there, to a file named ID
+	// OnExit is the command that the monitor runs when all is over.
+	OnExit   []string
+	Terminal bool
+	Stdin    bool // stays open when nobody is attached
+	// Place is called with the monitor's pid before it does anything, to put it
+	// into a cgroup. Nil: it stays in the caller's.
+	Place func(pid int) error
+}
+
+// MonitorPid is the file with the pid of a bundle's monitor.
+func MonitorPid(bundle string) string { return filepath.Join(bundle, "monitor.pid") }
+
+// Create makes a container that is ready to be started, with its monitor, and
+// returns the pids of both. If it fails nothing is left but the files in the
+// bundle.
+func (m Monitor) Create(ctx context.Context, w Watch) (pid, monitor int, err error) {
+	args := []string{
+		"--cid", w.ID, "--name", w.ID, "--cuuid", w.ID, "--runtime", w.Runtime.Path, "--runtime-arg", "--root=" + w.Runtime.Root,
+		"--bundle", w.Bundle, "--container-pidfile", filepath.Join(w.Bundle, "pid"), "--conmon-pidfile", MonitorPid(w.Bundle),
+		"--log-path", "k8s-file:" + w.Log, "--log-level", "error", "--exit-dir", w.ExitDir, "--socket-dir-path", w.Bundle,
+	}
+	if w.LogMaxSize > 0 {
+		args = append(args, "--log-size-max", strconv.FormatInt(w.LogMaxSize, 10))
+	}
+	if w.Terminal {
+		args = append(args, "--terminal")
+	}
+	if w.Stdin {
+		args = append(args, "--stdin")
+	}
+	if len(w.OnExit) > 0 {
+		args = append(args, "--exit-command", w.OnExit[0])
+		for _, a := range w.OnExit[1:] {
+			args = append(args, "--exit-command-arg", a)
+		}
+	}
+	return m.launch(w, exec.CommandContext(ctx, m.Path, args...))
+}
+
+// launch starts conmon, lets it begin when it is in its place, and waits for
+// what it says of the container.
+func (m Monitor) launch(w Watch, cmd *exec.Cmd) (pid, monitor int, err error) {
+	told, tell, err := os.Pipe()
+	if err != nil {
+		return 0, 0, err
+	}
+	defer told.Close()
+	begin, begun, err := os.Pipe()
+	if err != nil {
+		tell.Close()
+		return 0, 0, err
+	}
+	var stderr bytes.Buffer
+	cmd.ExtraFiles, cmd.Stderr = []*os.File{tell, begin}, &stderr
+	cmd.Env = append(os.Environ(), "_OCI_SYNCPIPE=3", "_OCI_STARTPIPE=4")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // a terminal's signals are not for it
+	cmd.WaitDelay = time.Second // should what conmon leaves behind hold its standard error
+	err = cmd.Start()
+	tell.Close()
+	begin.Close()
+	if err != nil {
+		begun.Close()
+		return 0, 0, err
+	}
+	if w.Place != nil {
+		err = w.Place(cmd.Process.Pid)
+	}
+	if err == nil {
+		_, err = begun.Write([]byte{0})
+	}
+	begun.Close()
+	var say struct {
+		Pid     int    `json:"pid"`
+		Message string `json:"message"`
+	}
+	heard := json.NewDecoder(told).Decode(&say)
+	if ended := cmd.Wait(); !errors.Is(ended, exec.ErrWaitDelay) {
+		err = errors.Join(err, ended)
+	}
+	switch {
+	case err != nil:
+		return 0, 0, fmt.Errorf("conmon: %s: %w", complaint(stderr.String()), err)
+	case heard != nil:
+		return 0, 0, fmt.Errorf("conmon ended before the container was made: %s", complaint(stderr.String()))
+	case say.Pid <= 0:
+		return 0, 0, fmt.Errorf("%s: %s", w.Runtime.Name(), complaint(say.Message))
+	}
+	b, err := os.ReadFile(MonitorPid(w.Bundle))
+	if err == nil {
+		monitor, err = strconv.Atoi(strings.TrimSpace(string(b)))
+	}
+	return say.Pid, monitor, err
+}
+
+// ExitCode returns the exit status that a monitor wrote for a container; its
+// error matches [os.ErrNotExist] if it has not ended.
+func ExitCode(exitDir, id string) (int, error) {
+	b, err := os.ReadFile(filepath.Join(exitDir, id))
+	if err != nil {
+		return 0, err
+	}
+	code, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil {
+		return 0, fmt.Errorf("read the exit status of %s: %w", id, err)
+	}
+	return code, nil
+}
