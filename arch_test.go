@@ -27,7 +27,7 @@ var (
 	// Same input, same output: no disk, no kernel, no clock, no dice.
 	pure = []string{"berth/internal/plan", "berth/internal/ipam", "berth/internal/script", "berth/internal/foreign", "berth/internal/zone"}
 	// Where the disk and the kernel are.
-	edges    = []string{"berth/internal/netns", "berth/internal/nft", "berth/internal/kernel", "berth/internal/store", "berth/internal/crash"}
+	edges    = []string{"berth/internal/netns", "berth/internal/nft", "berth/internal/kernel", "berth/internal/store", "berth/internal/crash", "berth/internal/cgroup"}
 	engines  = []string{"berth/engine"}
 	surfaces = []string{
 		"berth/internal/cli", "berth/internal/cni", "berth/internal/api", "berth/internal/dockerapi",
@@ -56,7 +56,7 @@ var rules = []rule{
 	{imports: []string{"golang.org/x/sys"},
 		only: []string{
 			"berth/internal/kernel", "berth/internal/nft", "berth/internal/netns", "berth/internal/store",
-			"berth/internal/crash", "berth/internal/nettest", "berth/bench",
+			"berth/internal/crash", "berth/internal/nettest", "berth/internal/cgroup", "berth/bench",
 			"berth/internal/cli",  // exec takes the process into a namespace
 			"berth/internal/demo", // makes a private host of its own process
 		},
