@@ -28,7 +28,7 @@ fuzz:
 docs:
 	scripts/setup
 	rm -rf docs/man && mkdir -p docs/man && $(GO) run ./cmd/berth-manual docs/man
-	$(GO) test ./docs -update
+	$(GO) test ./docs ./internal/cli -update
 
 test-kernels:
 	scripts/test-kernels

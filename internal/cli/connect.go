@@ -76,6 +76,7 @@ refused, the sandbox does not stay connected.`,
 	for _, name := range []string{"ip", "ip6", "mac-address", "interface", "alias", "gw-priority", "label", "publish"} {
 		completeFlag(cmd, name, cobra.NoFileCompletions)
 	}
+	refuse(cmd, "network connect")
 	return p.changing(cmd)
 }
 

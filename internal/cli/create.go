@@ -54,6 +54,7 @@ com.docker.network.* names of these are understood.`,
 		},
 	}
 	c.flags(cmd)
+	refuse(cmd, "network create")
 	return p.changing(cmd)
 }
 

@@ -156,9 +156,17 @@ type attachedJSON struct {
 func sandboxAsJSON(d engine.SandboxDetail, networks map[string]berth.Network) sandboxJSON {
 	j := sandboxJSON{
 		ID: d.ID, Name: d.Name, Created: d.Created, State: stateJSON{state(d)}, Path: d.Path, Owned: d.Owned, Labels: notNil(d.Labels),
-		NetworkSettings: settingsJSON{SandboxKey: d.Path, Ports: map[string][]bindingJSON{}, Networks: map[string]attachedJSON{}},
+		NetworkSettings: settingsAsJSON(d.Endpoints, networks),
 	}
-	for _, e := range d.Endpoints {
+	j.NetworkSettings.SandboxKey = d.Path
+	return j
+}
+
+// settingsAsJSON shows how something is connected. networks are those it is
+// on, by id.
+func settingsAsJSON(endpoints []engine.EndpointDetail, networks map[string]berth.Network) settingsJSON {
+	j := settingsJSON{Ports: map[string][]bindingJSON{}, Networks: map[string]attachedJSON{}}
+	for _, e := range endpoints {
 		a := attachedJSON{NetworkID: e.Network, EndpointID: e.ID, Interface: e.Interface, MacAddress: e.MAC.String(), Aliases: e.Aliases, GwPriority: e.GwPriority}
 		for _, p := range e.Addrs {
 			gw := ""
@@ -172,13 +180,13 @@ func sandboxAsJSON(d engine.SandboxDetail, networks map[string]berth.Network) sa
 			}
 		}
 		name := e.NetworkName
-		if _, twice := j.NetworkSettings.Networks[name]; twice {
+		if _, twice := j.Networks[name]; twice {
 			name += "/" + e.Interface
 		}
-		j.NetworkSettings.Networks[name] = a
+		j.Networks[name] = a
 		for _, p := range e.Ports {
 			k := fmt.Sprintf("%d/%s", p.To.Port(), p.Protocol)
-			j.NetworkSettings.Ports[k] = append(j.NetworkSettings.Ports[k], bindingJSON{p.HostIP.String(), fmt.Sprint(p.HostPort)})
+			j.Ports[k] = append(j.Ports[k], bindingJSON{p.HostIP.String(), fmt.Sprint(p.HostPort)})
 		}
 	}
 	return j

@@ -177,6 +177,7 @@ or as one of its addresses).`,
 		},
 	}
 	detailFlag(cmd, &format)
+	refuse(cmd, "network inspect")
 	return cmd
 }
 

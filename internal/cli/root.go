@@ -89,7 +89,7 @@ subnets come from, in place of Docker's pools.`,
 	f.StringVar(&p.run, "run", "", "`directory` of what does not (default /run/berth)")
 	f.StringVar(&p.config, "config", "", "configuration `file` (default "+defaultConfig+", if it is there)")
 	f.BoolVar(&p.debug, "debug", false, "tell on stderr what is done")
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err) })
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(flagError(err)) })
 	root.SetUsageTemplate(usageTemplate)
 	root.Version = thisBuild().String() // for --version, which Docker has
 	root.SetVersionTemplate("{{.Version}}\n")
