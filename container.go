@@ -46,6 +46,8 @@ type Container struct {
 	// by its user nor has it ended for good.
 	Wanted       bool `json:"wanted,omitempty"`
 	RestartCount int  `json:"restartCount,omitempty"`
+	// Delay is how long after Last it is started again.
+	Delay time.Duration `json:"delay,omitempty"`
 }
 
 // A Process is what a container runs.

@@ -433,6 +433,16 @@ func (e *Engine) vacate(ctx context.Context, n berth.Network, o RemoveOptions) e
 	return e.leave(ctx, ids, func(ep berth.Endpoint) bool { return ep.Network == n.ID })
 }
 
+// Network returns a network by name, by id, or by the beginning of its id,
+// without a look at its endpoints.
+func (e *Engine) Network(ctx context.Context, ref string) (berth.Network, error) {
+	n, err := e.network(ctx, ref)
+	if err != nil {
+		return n, fmt.Errorf("network %s: %w", cut(ref), err)
+	}
+	return n, nil
+}
+
 // network looks a network up by name, id or the beginning of its id. Its error
 // leaves it to the caller to say which.
 func (e *Engine) network(ctx context.Context, ref string) (n berth.Network, err error) {

@@ -134,8 +134,8 @@ func containerAsJSON(d containerDetail, networks map[string]berth.Network) whole
 	if len(words) > 0 {
 		j.Path, j.Args = words[0], words[1:]
 	}
-	if d.Run.Pid != 0 {
-		j.NetworkSettings.SandboxKey = fmt.Sprintf("/proc/%d/ns/net", d.Run.Pid)
+	if d.Run.First.Pid != 0 {
+		j.NetworkSettings.SandboxKey = fmt.Sprintf("/proc/%d/ns/net", d.Run.First.Pid)
 	}
 	for _, m := range d.Mounts {
 		j.Mounts = append(j.Mounts, mountAsJSON(m))
@@ -154,7 +154,7 @@ func rootDriver(rootfs string) string {
 func stateAsJSON(d containerDetail) stateOfJSON {
 	s := stateOfJSON{
 		Status: d.State, Running: d.runs(), Paused: d.State == "paused", Restarting: d.State == "restarting", OOMKilled: d.Last.OOM,
-		Dead: d.State == "dead", Pid: d.Run.Pid, ExitCode: d.Last.Code, Error: d.Last.Error, StartedAt: d.Last.Started, FinishedAt: d.Last.Finished,
+		Dead: d.State == "dead", Pid: d.Run.First.Pid, ExitCode: d.Last.Code, Error: d.Last.Error, StartedAt: d.Last.Started, FinishedAt: d.Last.Finished,
 	}
 	if !d.Run.Started.IsZero() {
 		s.StartedAt = d.Run.Started

@@ -94,6 +94,7 @@ subnets come from, in place of Docker's pools.`,
 	root.Version = thisBuild().String() // for --version, which Docker has
 	root.SetVersionTemplate("{{.Version}}\n")
 	root.AddCommand(p.network(), p.sandbox(), p.publish(), p.unpublish(), p.port(), p.check(), p.reconcile(), p.info(), p.version(), demo.Command())
+	root.AddCommand(p.containerCommands()...)
 	arguments(root)
 	return root
 }

@@ -16,6 +16,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"berth"
 )
 
@@ -101,17 +103,21 @@ func (r Runtime) Update(ctx context.Context, id string, resources []byte) error 
 	return r.run(ctx, bytes.NewReader(resources), "update", "--resources", "-", id)
 }
 
-// Exec returns the command that runs one more process in a container; spec is
-// a file with the runtime spec's Process. Its streams are the caller's.
-func (r Runtime) Exec(id, spec string, detach bool, pidFile string) *exec.Cmd {
+// Exec runs one more process in a container and returns its exit status, or 0 at
+// once if it is detached; spec is a file with the runtime spec's Process.
+func (r Runtime) Exec(id, spec string, detach bool, stdin io.Reader, stdout, stderr io.Writer) (int, error) {
 	args := []string{"exec", "--process", spec}
 	if detach {
 		args = append(args, "--detach")
 	}
-	if pidFile != "" {
-		args = append(args, "--pid-file", pidFile)
+	cmd := exec.Command(r.Path, r.with(append(args, id)...)...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, stdout, stderr
+	err := cmd.Run()
+	var ended *exec.ExitError
+	if errors.As(err, &ended) {
+		return ended.ExitCode(), nil
 	}
-	return exec.Command(r.Path, r.with(append(args, id)...)...)
+	return 0, err
 }
 
 // with puts what every call has before its arguments.
@@ -226,7 +232,7 @@ func (m Monitor) launch(w Watch, cmd *exec.Cmd) (pid, monitor int, err error) {
 	cmd.ExtraFiles, cmd.Stderr = []*os.File{tell, begin}, &stderr
 	cmd.Env = append(os.Environ(), "_OCI_SYNCPIPE=3", "_OCI_STARTPIPE=4")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // a terminal's signals are not for it
-	cmd.WaitDelay = time.Second // should what conmon leaves behind hold its standard error
+	cmd.WaitDelay = time.Second                          // should what conmon leaves behind hold its standard error
 	err = cmd.Start()
 	tell.Close()
 	begin.Close()
@@ -276,4 +282,27 @@ func ExitCode(exitDir, id string) (int, error) {
 		return 0, fmt.Errorf("read the exit status of %s: %w", id, err)
 	}
 	return code, nil
+}
+
+// ParseSignal reads a signal as docker does: SIGTERM, TERM or 15, and RTMIN+N.
+func ParseSignal(s string) (syscall.Signal, error) {
+	if n, err := strconv.Atoi(s); err == nil && n > 0 && n <= 64 {
+		return syscall.Signal(n), nil
+	}
+	name := strings.TrimPrefix(strings.ToUpper(s), "SIG")
+	if sig := unix.SignalNum("SIG" + name); sig != 0 {
+		return sig, nil
+	}
+	const first, last = 34, 64 // the C library keeps 32 and 33
+	switch plus, minus := strings.TrimPrefix(name, "RTMIN"), strings.TrimPrefix(name, "RTMAX"); {
+	case plus != name:
+		if n, err := strconv.Atoi("0" + strings.TrimPrefix(plus, "+")); err == nil && first+n <= last {
+			return syscall.Signal(first + n), nil
+		}
+	case minus != name:
+		if n, err := strconv.Atoi("0" + strings.TrimPrefix(minus, "-")); err == nil && last-n >= first {
+			return syscall.Signal(last - n), nil
+		}
+	}
+	return 0, fmt.Errorf("no signal %q: %w", s, berth.ErrInvalid)
 }

@@ -1,0 +1,84 @@
+package cli
+
+import (
+	"context"
+	"errors"
+
+	"berth"
+	"berth/engine"
+	"berth/internal/container"
+)
+
+// wires connect containers by the engine.
+type wires struct{ *engine.Engine }
+
+// ofContainer is the label of a sandbox that was made for a container.
+const ofContainer = "berth.container"
+
+func (w wires) Make(ctx context.Context, name, id string) (string, error) {
+	sb, err := w.CreateSandbox(ctx, engine.SandboxSpec{Name: name, Labels: map[string]string{ofContainer: id}})
+	return sb.Path, err
+}
+
+func (w wires) Remove(ctx context.Context, name, id string) error {
+	d, err := w.InspectSandbox(ctx, name)
+	if errors.Is(err, berth.ErrNotFound) || err == nil && d.Labels[ofContainer] != id {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return w.RemoveSandbox(ctx, name)
+}
+
+func (w wires) Connect(ctx context.Context, sandbox string, a berth.Attachment) (container.Endpoint, error) {
+	if a.Network == defaultNetwork {
+		if _, err := w.Network(ctx, defaultNetwork); errors.Is(err, berth.ErrNotFound) {
+			if _, err = w.CreateNetwork(ctx, engine.NetworkSpec{Name: defaultNetwork}); err != nil && !errors.Is(err, berth.ErrExists) {
+				return container.Endpoint{}, err
+			}
+		}
+	}
+	ep, err := w.Engine.Connect(ctx, a.Network, sandbox, engine.ConnectOptions{
+		IP4: a.IP4, IP6: a.IP6, MAC: a.MAC, Interface: a.Interface, Aliases: a.Aliases, GwPriority: a.GwPriority,
+	})
+	if err != nil {
+		return container.Endpoint{}, err
+	}
+	return w.endpoint(ctx, ep)
+}
+
+// endpoint adds to an endpoint what its network says.
+func (w wires) endpoint(ctx context.Context, ep berth.Endpoint) (container.Endpoint, error) {
+	n, err := w.Network(ctx, ep.Network)
+	out := container.Endpoint{Endpoint: ep, NetworkName: n.Name}
+	for _, a := range ep.Addrs {
+		if gw, ok := n.Gateway(a.Addr()); ok {
+			out.Gateways = append(out.Gateways, gw.String())
+		}
+	}
+	return out, err
+}
+
+func (w wires) Disconnect(ctx context.Context, sandbox, network string) error {
+	return w.Engine.Disconnect(ctx, network, []string{sandbox}, engine.DisconnectOptions{})
+}
+
+func (w wires) Publish(ctx context.Context, sandbox string, specs []berth.PortSpec) ([]berth.Port, error) {
+	return w.Engine.Publish(ctx, sandbox, specs, engine.PublishOptions{})
+}
+
+func (w wires) Endpoints(ctx context.Context, sandbox string) (eps []container.Endpoint, err error) {
+	d, err := w.InspectSandbox(ctx, sandbox)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range d.Endpoints {
+		ep, err := w.endpoint(ctx, e.Endpoint)
+		if err != nil {
+			return nil, err
+		}
+		eps = append(eps, ep)
+	}
+	return eps, nil
+}

@@ -1,0 +1,245 @@
+// Package container keeps containers: what their users want of them, in the
+// store, and what of them is in the kernel. It makes them with an OCI runtime and
+// conmon and connects them by functions that it is handed; it has no process that
+// stays.
+//
+// Every verb takes the container's lock, writes the wish, then the intent, and
+// then acts. What a verb leaves half done, because it was killed or its container
+// has died by other means, the next one finds in the records and takes away
+// ([Service.settle]): there is one way down, from whatever was reached.
+package container
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"berth"
+	"berth/internal/cgroup"
+	"berth/internal/netns"
+	"berth/internal/oci"
+	"berth/internal/store"
+)
+
+// Networks connects containers. All of it is on the host that the Service is of.
+type Networks interface {
+	// Make makes a sandbox for a container and returns the path of its
+	// namespace.
+	Make(ctx context.Context, name, container string) (path string, err error)
+	// Remove unpublishes and disconnects a container's sandbox and takes it
+	// away. One that is not there, or is not that container's, is no error and
+	// stays.
+	Remove(ctx context.Context, name, container string) error
+	// Connect connects a sandbox to a network. The default one is made at first
+	// need.
+	Connect(ctx context.Context, sandbox string, a berth.Attachment) (Endpoint, error)
+	Disconnect(ctx context.Context, sandbox, network string) error
+	Publish(ctx context.Context, sandbox string, specs []berth.PortSpec) ([]berth.Port, error)
+	// Endpoints returns how a sandbox is connected.
+	Endpoints(ctx context.Context, sandbox string) ([]Endpoint, error)
+}
+
+// An Endpoint is one with the name of its network and its gateways.
+type Endpoint struct {
+	berth.Endpoint
+	NetworkName string
+	Gateways    []string
+}
+
+// Options are how a Service is opened.
+type Options struct {
+	Root, Run string // directories, as the engine's
+	Runtime   string // name or path of the OCI runtime; "": the host's
+	Networks  Networks
+	// OnExit is the command that conmon runs when a container has ended; its id
+	// is added.
+	OnExit []string
+	Log    *slog.Logger // nil: none
+}
+
+// A Service keeps the containers of one host.
+type Service struct {
+	o       Options
+	store   *store.Store
+	mode    cgroup.Mode
+	runtime oci.Runtime
+	monitor oci.Monitor
+}
+
+// Open opens the containers of a host. It returns an error that matches
+// [berth.ErrUnsupported] and names the package to install if there is no runtime
+// or no conmon.
+func Open(o Options) (*Service, error) {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	s := &Service{o: o}
+	host, err := thisHost()
+	if err != nil {
+		return nil, err
+	}
+	if s.store, err = store.Open(o.Root, o.Run, host); err != nil {
+		return nil, err
+	}
+	if s.mode, err = cgroup.Detect(); err != nil {
+		return nil, err
+	}
+	if s.runtime, err = oci.FindRuntime(o.Runtime, filepath.Join(o.Run, "runtime"), s.mode.Version == cgroup.V2); err != nil {
+		return nil, err
+	}
+	if s.monitor, err = oci.FindMonitor(); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+func thisHost() (h store.Host, err error) {
+	ns, err := netns.Current()
+	if err != nil {
+		return h, err
+	}
+	defer ns.Close()
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return store.Host{BootID: strings.TrimSpace(string(boot)), Cookie: ns.Cookie()}, err
+}
+
+// Close lets go of the store. No container changes.
+func (s *Service) Close() { s.store.Close() }
+
+// dir is what is kept of a container until it is removed.
+func (s *Service) dir(id string) string { return filepath.Join(s.o.Root, "containers", id) }
+
+// bundle is what is needed of it while it runs.
+func (s *Service) bundle(id string) string { return filepath.Join(s.o.Run, "containers", id) }
+
+// exits is where monitors write exit statuses.
+func (s *Service) exits() string { return filepath.Join(s.o.Run, "exits") }
+
+// LogPath is the file with what a container has written.
+func (s *Service) LogPath(id string) string { return filepath.Join(s.dir(id), "log") }
+
+// Bundle is the directory with a running container's attach socket.
+func (s *Service) Bundle(id string) string { return s.bundle(id) }
+
+// lock waits for a container's lock.
+func (s *Service) lock(ctx context.Context, id string) (unlock func(), err error) {
+	return s.store.Lock(ctx, store.LockContainer, id, true)
+}
+
+// find returns a container by name or id, and its run, if it has one.
+func (s *Service) find(ctx context.Context, ref string) (c berth.Container, r *berth.Run, err error) {
+	err = s.store.View(ctx, func(tx *store.Tx) error {
+		if c, err = tx.Container(ref); err != nil {
+			if errors.Is(err, berth.ErrNotFound) {
+				return fmt.Errorf("no such container: %w", err)
+			}
+			return err
+		}
+		run, err := tx.Run(c.ID)
+		if errors.Is(err, berth.ErrNotFound) {
+			return nil
+		}
+		r = &run
+		return err
+	})
+	return c, r, err
+}
+
+// locked finds a container and holds its lock. What has died of it is taken away
+// first, so that a run that is returned is alive.
+func (s *Service) locked(ctx context.Context, ref string) (c berth.Container, r *berth.Run, unlock func(), err error) {
+	if c, _, err = s.find(ctx, ref); err != nil {
+		return c, nil, nil, err
+	}
+	if unlock, err = s.lock(ctx, c.ID); err != nil {
+		return c, nil, nil, err
+	}
+	defer func() {
+		if err != nil {
+			unlock()
+		}
+	}()
+	if c, r, err = s.find(ctx, c.ID); err != nil || r == nil || !s.dead(*r) {
+		return c, r, unlock, err
+	}
+	if err = s.settle(ctx, &c, r); err != nil {
+		return c, r, nil, err
+	}
+	c, r, err = s.find(ctx, c.ID)
+	return c, r, unlock, err
+}
+
+// dead reports whether a run is over, though it may not have been taken away.
+func (s *Service) dead(r berth.Run) bool { return !oci.Alive(r.Monitor) || s.ended(r.Container) }
+
+// update changes a container's record.
+func (s *Service) update(ctx context.Context, c berth.Container) error {
+	return s.store.Update(ctx, func(tx *store.Tx) error { return tx.PutContainer(c) })
+}
+
+// newID is 64 random hex digits, of which the first twelve are no number: docker
+// takes care of it too, for host names.
+func newID() string {
+	for {
+		var b [32]byte
+		rand.Read(b[:]) // never fails (crypto/rand)
+		id := hex.EncodeToString(b[:])
+		for _, r := range id[:12] {
+			if r >= 'a' {
+				return id
+			}
+		}
+	}
+}
+
+// Create records a container. It has nothing in the kernel yet.
+func (s *Service) Create(ctx context.Context, c berth.Container) (berth.Container, error) {
+	c.ID, c.Created = newID(), time.Now().UTC()
+	if c.Name == "" {
+		c.Name = c.ID[:12]
+	}
+	if err := berth.ValidName("container", c.Name); err != nil {
+		return c, err
+	}
+	if c.Hostname == "" {
+		c.Hostname = c.ID[:12]
+	}
+	if err := s.possible(c); err != nil {
+		return c, fmt.Errorf("create container %s: %w", c.Name, err)
+	}
+	if err := os.MkdirAll(s.dir(c.ID), 0o700); err != nil {
+		return c, err
+	}
+	if err := s.update(ctx, c); err != nil {
+		return c, errors.Join(fmt.Errorf("create container %s: %w", c.Name, err), os.RemoveAll(s.dir(c.ID)))
+	}
+	return c, nil
+}
+
+// possible refuses what this host cannot do.
+func (s *Service) possible(c berth.Container) error {
+	if err := cgroup.Check(c.Limits, s.mode); err != nil {
+		return err
+	}
+	if len(c.Net.Ports) > 0 && c.Net.Mode != "" {
+		return fmt.Errorf("ports cannot be published with --network %s: %w", c.Net.Mode, berth.ErrInvalid)
+	}
+	info, err := os.Stat(c.Rootfs)
+	if c.Rootfs == "host" {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("root file system: %w", err)
+	}
+	if !info.IsDir() {
+		return fmt.Errorf("root file system %s is no directory: %w", c.Rootfs, berth.ErrInvalid)
+	}
+	return nil
+}
