@@ -160,3 +160,49 @@ func TestAnotherStoreIsLeftAlone(t *testing.T) {
 	}
 	w.clean()
 }
+
+// TestTroubleOfAnother: what cannot be mended in one sandbox is no answer to
+// what is asked of another.
+func TestTroubleOfAnother(t *testing.T) {
+	w := newWorld(t)
+	w.network(engine.NetworkSpec{Name: "front"})
+	b := newBox(t)
+	t.Cleanup(b.end)
+	w.connect("front", b.ref(), engine.ConnectOptions{})
+	w.host.Run(t, "nsenter", "--net="+b.path(), "ip", "link", "add", "x0", "type", "bridge")
+	w.host.Run(t, "nsenter", "--net="+b.path(), "ip", "link", "set", "x0", "up")
+	w.host.Run(t, "nsenter", "--net="+b.path(), "ip", "route", "replace", "default", "dev", "x0")
+	if _, err := w.Reconcile(t.Context()); !errors.Is(err, berth.ErrExists) {
+		t.Fatalf("reconcile: %v, want that a route is in the way", err)
+	}
+	ref, _ := w.netns()
+	ep := w.connect("front", ref, engine.ConnectOptions{})
+	spec, err := berth.ParsePortSpec("8080:80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.RemoveNetwork(t.Context(), "nope", engine.RemoveOptions{}); err == nil || err.Error() != "remove network nope: no such network: not found" {
+		t.Errorf("remove what is not there: %v", err)
+	}
+	if _, err := w.Connect(t.Context(), "front", ref, engine.ConnectOptions{}); err == nil || !strings.Contains(err.Error(), "it is connected already") {
+		t.Errorf("connect twice: %v", err)
+	}
+	if _, err := w.Unpublish(t.Context(), ep.Sandbox, nil); err != nil {
+		t.Errorf("unpublish nothing: %v", err)
+	}
+	for range 2 {
+		if _, err := w.Publish(t.Context(), ep.Sandbox, spec, engine.PublishOptions{}); err != nil {
+			t.Errorf("publish: %v", err)
+		}
+	}
+	// But that it is published must be true.
+	if out := w.host.Run(t, "nft", "delete", "element", "inet", "berth", "publish_any4", "{ tcp . 8080 }"); out != "" {
+		t.Fatal(out)
+	}
+	if _, err := w.Publish(t.Context(), ep.Sandbox, spec, engine.PublishOptions{}); err != nil {
+		t.Errorf("publish again: %v", err)
+	}
+	if out := w.host.Run(t, "nft", "list", "map", "inet", "berth", "publish_any4"); !strings.Contains(out, "8080") {
+		t.Errorf("not published: %s", out)
+	}
+}
