@@ -52,6 +52,7 @@ const attempts = 5
 func (e *Engine) do(ctx context.Context, locks func() ([]lock, error), fn change) error {
 	defer e.kernel.Release()
 	looked := e.o.DryRun
+	var mended error // what came of it
 	for n := 0; ; n++ {
 		err := e.try(ctx, locks, fn)
 		var dead *deadOwners
@@ -72,21 +73,27 @@ func (e *Engine) do(ctx context.Context, locks func() ([]lock, error), fn change
 				return err
 			}
 		case errors.Is(err, errAgain):
-		case !looked && (errors.Is(err, berth.ErrExists) || errors.Is(err, berth.ErrNotFound)):
+		case looked && errors.Is(err, errDoubt):
+			return cmp.Or(mended, err)
+		case !looked && (errors.Is(err, berth.ErrExists) || errors.Is(err, berth.ErrNotFound) || errors.Is(err, errDoubt)):
 			// What is refused must be true, and is not after a crash between the
-			// record and the kernel.
+			// record and the kernel. What cannot be mended may be another sandbox's,
+			// and is no answer to what was asked.
 			looked = true
-			if clean, lookErr := e.clean(ctx); clean || lookErr != nil {
-				return err
+			if !errors.Is(err, errDoubt) {
+				if clean, lookErr := e.clean(ctx); clean || lookErr != nil {
+					return err
+				}
 			}
-			if _, err := e.heal(ctx, nil); err != nil {
-				return err
-			}
+			_, mended = e.heal(ctx, nil)
 		default:
 			return err
 		}
 	}
 }
+
+// errDoubt says that what a change found done already is not so in the kernel.
+var errDoubt = fmt.Errorf("the kernel is not what was wanted before: %w", berth.ErrDrifted)
 
 // errHeal says that the host must be read and mended first.
 var errHeal = errors.New("the firewall was changed by somebody else")

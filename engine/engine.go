@@ -278,12 +278,9 @@ func (e *Engine) drifted(ctx context.Context) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	t, err := e.kernel.Table()
+	t, err := e.table()
 	if err != nil {
 		return false, err
-	}
-	if t.Present && t.Store != e.id {
-		return false, fmt.Errorf("table inet berth of this host belongs to another run store (%s, this one is %s): use that one (--run), or, if it is lost, 'nft delete table inet berth': %w", t.Store, e.id, berth.ErrConflict)
 	}
 	if t.Exact == any && t.Present == any {
 		e.trusted = gen
@@ -295,6 +292,16 @@ func (e *Engine) drifted(ctx context.Context) (bool, error) {
 	}
 	e.o.Log.Info("the firewall was changed by somebody else", "generation", gen)
 	return true, nil
+}
+
+// table looks at the firewall's rules. Those of another run store are an error
+// that matches [berth.ErrConflict]; a table without rules is nobody's.
+func (e *Engine) table() (nft.Table, error) {
+	t, err := e.kernel.Table()
+	if err == nil && t.Store != "" && t.Store != e.id {
+		err = fmt.Errorf("table inet berth of this host belongs to another run store (%s, this one is %s): use that one (--run), or, if it is lost, 'nft delete table inet berth': %w", t.Store, e.id, berth.ErrConflict)
+	}
+	return t, err
 }
 
 // address is how the commands of --commands name a sandbox: by its name under

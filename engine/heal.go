@@ -56,7 +56,9 @@ func (e *Engine) Reconcile(ctx context.Context) (Report, error) {
 	return r, nil
 }
 
-// compare reads the host and returns what it takes to get to the whole plan. Sandboxes whose namespace is gone are not read.
+// compare reads the host and returns what it takes to get to the whole plan.
+// Sandboxes whose namespace is gone are not read. A host that belongs to another
+// run store is an error.
 func (e *Engine) compare(ctx context.Context, w world) (plan.Delta, error) {
 	want := w.state()
 	sysctls := slices.Collect(maps.Keys(want.Sysctls))
@@ -80,6 +82,9 @@ func (e *Engine) compare(ctx context.Context, w world) (plan.Delta, error) {
 	if err != nil {
 		return plan.Delta{}, err
 	}
+	if _, err := e.table(); err != nil {
+		return plan.Delta{}, err
+	}
 	have, err := e.kernel.Read(ctx, places, sysctls)
 	if err != nil {
 		return plan.Delta{}, err
@@ -91,13 +96,17 @@ func (e *Engine) compare(ctx context.Context, w world) (plan.Delta, error) {
 			delete(have.Sysctls, k)
 		}
 	}
-	e.trusted = gen
 	// Uplinks come and go: one that is not there needs nothing.
 	maps.DeleteFunc(want.Sysctls, func(k plan.SysctlKey, v string) bool {
 		_, there := have.Sysctls[k]
 		return !there && plan.BelievesRA(k, v)
 	})
-	return plan.Diff(have, want), nil
+	d := plan.Diff(have, want)
+	e.trusted = 0
+	if !d.Put.Table && !d.Drop.Table {
+		e.trusted = gen
+	}
+	return d, nil
 }
 
 // clean reports whether the kernel is what the store wants. It reads the whole
@@ -137,7 +146,7 @@ func (e *Engine) heal(ctx context.Context, first func(*store.Tx) error) (Report,
 	if err := e.mend(ctx, w, d); err != nil {
 		return r, err
 	}
-	return r, e.finish(ctx, w)
+	return r, e.finish(ctx, w, d)
 }
 
 // gather reads what is wanted, after it has written down what is seen now:
@@ -260,9 +269,12 @@ func (e *Engine) mendParts(ctx context.Context, w world) error {
 	return errors.Join(errs...)
 }
 
-// finish forgets what has left the kernel.
-func (e *Engine) finish(ctx context.Context, w world) error {
+// finish forgets what has left the kernel, by d or before.
+func (e *Engine) finish(ctx context.Context, w world, d plan.Delta) error {
 	var pending []plan.Step
+	if addrs := w.left(d); len(addrs) > 0 {
+		pending = append(pending, plan.FlushConntrack{Addrs: addrs})
+	}
 	gone := map[string]bool{}
 	busy := map[string]bool{}
 	for _, ep := range w.endpoints {

@@ -62,7 +62,7 @@ func (e *Engine) unpublish(ctx context.Context, sandbox string, specs []berth.Po
 			// As with what is refused: that nothing is published must be true.
 			looked = true
 			if clean, err := e.clean(ctx); err == nil && !clean {
-				return errHeal
+				return errDoubt
 			}
 		}
 		return err

@@ -35,17 +35,15 @@ func (e *Engine) publish(ctx context.Context, sandbox string, specs []berth.Port
 	ns.Close()
 	p := publication{e: e, sb: sb, specs: specs, o: o}
 	locks := func() ([]lock, error) { return p.locks(ctx) }
-	looked := e.o.DryRun
 	err = e.do(ctx, locks, func(ctx context.Context) error {
 		if err := p.look(); err != nil {
 			return err
 		}
 		err := e.commit(ctx, p.admit, p.forget)
-		if err == nil && len(p.ports) > len(p.chosen) && !looked {
+		if err == nil && len(p.ports) > len(p.chosen) && !e.o.DryRun {
 			// As with what is refused: that a port is published must be true.
-			looked = true
 			if whole, err := e.whole(ctx, sb.ID); err == nil && !whole {
-				return errHeal
+				return errDoubt
 			}
 		}
 		return err

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 
 	"berth"
@@ -201,6 +202,21 @@ func (w world) list() []berth.Network {
 		out = append(out, n)
 	}
 	return out
+}
+
+// left are the addresses of endpoints that leave and that d does not drop: they
+// had left the kernel before, as with their namespace, and what the host
+// remembers of their connections stayed.
+func (w world) left(d plan.Delta) (addrs []netip.Addr) {
+	for _, ep := range w.endpoints {
+		for _, a := range ep.Addrs {
+			k := plan.AddrKey{Link: plan.LinkKey{Place: plan.Place(ep.Sandbox), Name: ep.Interface}, Prefix: a}
+			if _, dropped := d.Drop.Addrs[k]; ep.Leaving && !dropped {
+				addrs = append(addrs, a.Addr())
+			}
+		}
+	}
+	return addrs
 }
 
 // state is the plan of the whole host: the sum of its parts.

@@ -42,7 +42,9 @@ func (f filter) picks(c connection) bool {
 
 var protocols = map[uint8]berth.Protocol{unix.IPPROTO_TCP: berth.TCP, unix.IPPROTO_UDP: berth.UDP, unix.IPPROTO_SCTP: berth.SCTP}
 
-// flush forgets connections of the host.
+// flush forgets connections of the host. It comes when the links of their
+// addresses are gone: beside their deletion, a sandbox that goes on sending can
+// begin others behind the look.
 func (s session) flush(step plan.FlushConntrack) error {
 	f := filter{map[netip.Addr]bool{}, map[berth.PortKey]bool{}}
 	for _, a := range step.Addrs {

@@ -1,12 +1,17 @@
 package kernel
 
 import (
+	"fmt"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"berth"
+	"berth/internal/netns"
 	"berth/internal/nettest"
 	"berth/internal/plan"
 )
@@ -122,5 +127,71 @@ func TestDropAndFlushTogether(t *testing.T) {
 				t.Errorf("link %q is there: %v", host, names)
 			}
 		})
+	}
+}
+
+// TestFlushAfterTheLink: whoever sends while it is disconnected leaves nothing
+// behind. It takes some rounds to meet the moment between a look at the
+// connections and the link's end; several links make it longer.
+func TestFlushAfterTheLink(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, "c1")
+	w.host.LAN(t)
+	n := bridgeNet("a", "10.9.0.0/24", "")
+	var legs []plan.Attachment
+	for i := range 10 {
+		legs = append(legs, attachment(n, "c1", i, fmt.Sprintf("10.9.0.%d/24", i+2)))
+	}
+	s := plan.Sum(plan.Base(true, false, plan.Uplinks{}), plan.Network(n, false), plan.Sandbox("c1", legs))
+	var ends []string
+	for k, l := range s.Links {
+		if k.Place == plan.Host && l.Kind == plan.VethLink {
+			ends = append(ends, k.Name)
+		}
+	}
+	for round := range 30 {
+		if err := w.Apply(t.Context(), plan.Steps(plan.Diff(w.read(t), s))); err != nil {
+			t.Fatal(err)
+		}
+		stop := flood(w.there["c1"], [4]byte{192, 0, 2, 2})
+		err := w.Apply(t.Context(), []plan.Step{
+			plan.DropLinks{Names: ends},
+			plan.FlushConntrack{Addrs: []netip.Addr{addr("10.9.0.2")}},
+		})
+		stop()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if left := strings.Count(w.host.Run(t, "conntrack", "-L"), "src=10.9.0.2 "); left > 0 {
+			t.Fatalf("round %d: %d connections of an address that is gone", round, left)
+		}
+	}
+}
+
+// flood sends packets from a namespace, each of which begins a connection, until
+// the function is called that it returns.
+func flood(from *netns.NS, to [4]byte) func() {
+	var enough atomic.Bool
+	started, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = from.Do(func() error {
+			for i := 0; !enough.Load(); i++ {
+				fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+				if err == nil {
+					_ = unix.Sendto(fd, []byte("x"), 0, &unix.SockaddrInet4{Port: 9, Addr: to}) // until the link is gone
+					unix.Close(fd)
+				}
+				if i == 100 {
+					close(started)
+				}
+			}
+			return nil
+		})
+	}()
+	<-started
+	return func() {
+		enough.Store(true)
+		<-ended
 	}
 }

@@ -305,14 +305,6 @@ func (k *Kernel) Apply(ctx context.Context, steps []plan.Step) error {
 				same = append(same, next)
 			}
 			err = s.setSysctls(same)
-		} else if d, ok := steps[i].(plan.DropLinks); ok {
-			var flush plan.FlushConntrack
-			if i+1 < len(steps) {
-				if flush, ok = steps[i+1].(plan.FlushConntrack); ok {
-					i++
-				}
-			}
-			err = s.dropLinks(d, flush)
 		} else {
 			err = s.do(steps[i])
 		}
@@ -322,15 +314,6 @@ func (k *Kernel) Apply(ctx context.Context, steps []plan.Step) error {
 		crash.Point("kernel.after:" + name)
 	}
 	return nil
-}
-
-// dropLinks deletes links while the connections of their addresses are looked
-// for: one waits for grace periods of the kernel, the other uses a processor.
-func (s session) dropLinks(d plan.DropLinks, flush plan.FlushConntrack) error {
-	errs := make(chan error, 1)
-	go func() { errs <- s.flush(flush) }()
-	err := s.do(d)
-	return errors.Join(err, <-errs)
 }
 
 // do does one step.

@@ -194,11 +194,12 @@ func (h *Host) stop() []string {
 	return left
 }
 
-// endProcesses kills what runs in the host's mount namespace; that is ours
-// alone, so nothing else can be meant.
+// endProcesses kills what sees the host's /run; that is ours alone, so nothing
+// else can be meant. The mount namespace does not tell: ip-netns(8) runs what it
+// runs in a copy.
 func (h *Host) endProcesses() (ended []string) {
-	own, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", h.Pid()))
-	if err != nil {
+	var own, other unix.Stat_t
+	if err := unix.Stat(h.Path("/run"), &own); err != nil {
 		return nil
 	}
 	dirs, err := filepath.Glob("/proc/[0-9]*")
@@ -215,7 +216,7 @@ func (h *Host) endProcesses() (ended []string) {
 			continue
 		}
 		// The pid is held by fd from here on: it cannot come to mean another.
-		if ns, err := os.Readlink(dir + "/ns/mnt"); err == nil && ns == own {
+		if err := unix.Stat(dir+"/root/run", &other); err == nil && other.Dev == own.Dev {
 			line, _ := os.ReadFile(dir + "/cmdline") // only for the report
 			ended = append(ended, strings.TrimSpace(strings.ReplaceAll(string(line), "\x00", " ")))
 			unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0) // best effort: it may have ended

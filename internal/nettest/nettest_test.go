@@ -72,12 +72,23 @@ func TestHostIsApart(t *testing.T) {
 	}
 }
 
+// Also those that went on into namespaces of their own, as with ip-netns(8).
 func TestHostEndsWithItsProcesses(t *testing.T) {
+	for name, in := range map[string][]string{
+		"in the host":          {"cat"},
+		"in a namespace of it": {"ip", "netns", "exec", "ns1", "cat"},
+	} {
+		t.Run(name, func(t *testing.T) { endsWithHost(t, in...) })
+	}
+}
+
+func endsWithHost(t *testing.T, command ...string) {
 	h, err := start()
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := h.Command("cat")
+	h.Run(t, "ip", "netns", "add", "ns1")
+	cmd := h.Command(command[0], command[1:]...)
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -98,6 +109,7 @@ func TestHostEndsWithItsProcesses(t *testing.T) {
 	if left := h.stop(); len(left) != 1 || left[0] != "cat" {
 		t.Errorf("ended %q, want one cat", left)
 	}
+	in.Close() // else what went on would go on for ever
 	if err := cmd.Wait(); err == nil {
 		t.Error("the command went on")
 	}

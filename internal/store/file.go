@@ -136,7 +136,7 @@ func (f *file) open(writable bool) error {
 		return f.damaged(fmt.Sprintf("it has %d of %d bytes", info.Size(), f.tx.Size()))
 	}
 	if fresh {
-		f.last = f.tx.ID()
+		f.last, f.wrote = f.tx.ID(), info.ModTime()
 		if writable {
 			f.last-- // the list is of the one before
 		}
@@ -348,7 +348,9 @@ func (f *file) commit() error {
 	if err := tx.Commit(); err != nil {
 		return fmt.Errorf("write %s: %w", f.path(), err)
 	}
-	f.last = id
+	if info, err := f.f.Stat(); err == nil {
+		f.last, f.wrote = id, info.ModTime()
+	}
 	crash.Point("store." + f.name + ".after-commit")
 	return nil
 }

@@ -19,7 +19,11 @@ type handle struct {
 	db       *bolt.DB
 	info     os.FileInfo // which file it is
 	writable bool
-	last     int // the transaction whose list of free pages is in memory, if writable
+	// If writable: the transaction whose list of free pages is in memory, and
+	// when the file was written last. A file that is restored from a copy may
+	// come to have the same number again, and other pages free.
+	last  int
+	wrote time.Time
 }
 
 // patience is how long a foreign program may keep a file.
@@ -53,7 +57,8 @@ func (h *handle) resume(info os.FileInfo, writable bool) (bool, error) {
 	}
 	defer look.Rollback()
 	// More may be in the file by now than is mapped.
-	return look.Size() <= h.info.Size() && (!writable || look.ID() == h.last), nil
+	same := look.ID() == h.last && info.ModTime().Equal(h.wrote)
+	return look.Size() <= h.info.Size() && (!writable || same), nil
 }
 
 func (h *handle) close() {

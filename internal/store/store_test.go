@@ -292,3 +292,57 @@ func TestAnOpenFileIsOneAmongSeveral(t *testing.T) {
 	put(a, 5, 7)
 	count(b, 7)
 }
+
+// A file that is restored in place is not taken for what it was, though its
+// transactions come to have the same numbers again.
+func TestAnOpenFileIsRestored(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "run", "berth.db")
+	a, b := open(t, dir, testHost), open(t, dir, testHost)
+	put := func(s *Store, from, n int) {
+		t.Helper()
+		update(t, s, func(tx *Tx) error {
+			for i := range n {
+				if err := tx.PutSandbox(sandbox(from + i)); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	put(a, 0, 300)
+	saved, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 5 {
+		put(a, 1000+200*i, 200)
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Files have the time of the last tick, some milliseconds ago.
+	for now := info; !now.ModTime().After(info.ModTime()); {
+		if err := os.WriteFile(path, saved, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if now, err = os.Stat(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range 5 {
+		put(b, 5000+3*i, 3)
+	}
+	put(a, 9000, 500)
+	update(t, b, func(tx *Tx) error {
+		for err := range tx.run.tx.Check() {
+			t.Error(err)
+		}
+		all, err := tx.Sandboxes()
+		if len(all) != 815 {
+			t.Errorf("%d sandboxes, want 815", len(all))
+		}
+		return err
+	})
+}
