@@ -1,7 +1,6 @@
 package cgroup
 
 import (
-	"encoding/json"
 	"fmt"
 	"os"
 	"path"
@@ -11,8 +10,6 @@ import (
 	"strings"
 
 	"berth"
-
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
 // Check returns an error for the first limit that this host cannot keep. It
@@ -232,85 +229,4 @@ func ranges(s string) ([][2]int, error) {
 		all = append(all, [2]int{int(a), int(b)})
 	}
 	return all, nil
-}
-
-// UpdateJSON returns what "runc update -r -" and "crun update -r -" read: the
-// runtime spec's LinuxResources. Memory, processor time and pids are given as
-// they shall be, no limit too; the others, of which the runtimes have no word
-// for "none", only if they are set, and stay as they are otherwise.
-//
-// runc writes memory and swap in the order that the kernel takes, raised or
-// lowered. It does not look whether more is used than the new limit: v1 refuses
-// that (EBUSY, and nothing has changed), v2 ends processes until the rest fits.
-// Rates of devices are not in it, for an update of runc's leaves those of the
-// start: [Group.Throttle], which comes after it.
-func UpdateJSON(l berth.Limits, m Mode) ([]byte, error) {
-	if err := Check(l, m); err != nil {
-		return nil, err
-	}
-	var r specs.LinuxResources
-	if m.Has("memory") {
-		r.Memory = memoryResources(l, m)
-	}
-	if m.Has("cpu") || m.Has("cpuset") {
-		r.CPU = cpuResources(l, m)
-	}
-	if m.Has("pids") {
-		r.Pids = &specs.LinuxPids{Limit: -1}
-		if l.Pids > 0 {
-			r.Pids.Limit = l.Pids
-		}
-	}
-	if l.BlkioWeight != 0 {
-		r.BlockIO = &specs.LinuxBlockIO{Weight: &l.BlkioWeight}
-	}
-	return json.Marshal(r)
-}
-
-func memoryResources(l berth.Limits, m Mode) *specs.LinuxMemory {
-	limit, swap := l.Memory, l.MemorySwap
-	if limit == 0 {
-		limit = -1 // and swap with it, if it is counted: both runtimes know that
-		return &specs.LinuxMemory{Limit: &limit, Reservation: set(l.MemoryReservation)}
-	}
-	if swap == 0 {
-		swap = 2 * limit
-	}
-	r := &specs.LinuxMemory{Limit: &limit, Reservation: set(l.MemoryReservation)}
-	if m.Swap {
-		r.Swap = &swap
-	}
-	return r
-}
-
-func cpuResources(l berth.Limits, m Mode) *specs.LinuxCPU {
-	r := &specs.LinuxCPU{Cpus: l.CPUs, Mems: l.Mems}
-	if !m.Has("cpu") {
-		return r
-	}
-	if l.CPUShares != 0 {
-		shares := uint64(l.CPUShares)
-		r.Shares = &shares
-	}
-	quota, period := l.CPUQuota, uint64(l.CPUPeriod)
-	if l.NanoCPUs != 0 {
-		period = 100000
-		quota = l.NanoCPUs/1e9*int64(period) + l.NanoCPUs%1e9*int64(period)/1e9
-	}
-	if quota <= 0 {
-		quota = -1
-	}
-	r.Quota = &quota
-	if period != 0 {
-		r.Period = &period
-	}
-	return r
-}
-
-// set returns nil for zero.
-func set(n int64) *int64 {
-	if n == 0 {
-		return nil
-	}
-	return &n
 }
