@@ -65,7 +65,8 @@ var ofUpdate = []verdict{
 }
 
 var ofRun = []verdict{
-	{flag: "device", differs: "one device node: no directory, pattern or CDI name"},
+	{flag: "device", differs: "a node or a directory of them: no pattern and no CDI name"},
+	{flag: "cap-drop", differs: "holds with --privileged too, where Docker ignores it"},
 	{flag: "expose", differs: "a port goes with --publish-all; with --rootfs host a value that begins with / is a path of the host that is seen inside"},
 	{flag: "ip", differs: everyNetwork}, {flag: "ip6", differs: everyNetwork}, {flag: "network-alias", differs: everyNetwork},
 	{flag: "label-file", differs: "a name alone is a label without a value; Docker leaves it out"},
@@ -76,7 +77,6 @@ var ofRun = []verdict{
 	{flag: "publish", short: "p", differs: "the short form only; with --network none, host, container: or ns: it is an error, not a warning"},
 	{flag: "publish-all", short: "P", differs: "the ports of --expose, without which it is refused"},
 	{flag: "security-opt", differs: "no-new-privileges, seccomp and apparmor"},
-	{flag: "tmpfs", differs: "options are checked at once"},
 	{flag: "volume", short: "v", differs: "a path of the host that is there: no volumes, and none is made; options ro, rw and the propagation"},
 
 	{flag: "annotation", refused: "nothing reads it: --label is what ps and inspect show"},

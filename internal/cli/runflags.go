@@ -3,7 +3,6 @@ package cli
 import (
 	"errors"
 	"fmt"
-	"path"
 	"path/filepath"
 	"strings"
 
@@ -167,9 +166,6 @@ func (r *runFlags) process(c *berth.Container) (err error) {
 	if p.Ulimits, err = parseUlimits(r.ulimits); err != nil {
 		return err
 	}
-	if r.dir != "" && !path.IsAbs(r.dir) {
-		return fmt.Errorf("--workdir %s: an absolute path inside is wanted", quoted(r.dir))
-	}
 	p.Dir = r.dir
 	if p.User = r.user; p.User != "" {
 		if err := checkUser(p.User); err != nil {
@@ -210,11 +206,6 @@ func (r *runFlags) root(c *berth.Container) error {
 			if err != nil {
 				return err
 			}
-			for _, other := range c.Mounts {
-				if other.Target == m.Target {
-					return fmt.Errorf("%s: two things at one path inside", m.Target)
-				}
-			}
 			c.Mounts = append(c.Mounts, m)
 		}
 		return nil
@@ -246,12 +237,7 @@ func (r *runFlags) root(c *berth.Container) error {
 func (r *runFlags) guard(c *berth.Container) (err error) {
 	s := &c.Security
 	s.Privileged = r.privileged
-	if s.CapAdd, err = parseCapabilities("cap-add", r.capAdd); err != nil {
-		return err
-	}
-	if s.CapDrop, err = parseCapabilities("cap-drop", r.capDrop); err != nil {
-		return err
-	}
+	s.CapAdd, s.CapDrop = capabilities(r.capAdd), capabilities(r.capDrop)
 	for _, w := range r.security {
 		if err := parseSecurity(w, s); err != nil {
 			return err

@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"errors"
 	"fmt"
 	"strings"
 
@@ -20,20 +19,6 @@ type limitFlags struct {
 	weight                    uint16
 	typed                     func(flag string) bool
 }
-
-// limitBounds are those of the kernel.
-const (
-	leastMemory       = 6 << 20 // Docker's: less does not start a process
-	leastShares       = 2
-	mostShares        = 262144
-	leastPeriod       = 1000 // µs
-	mostPeriod        = 1000000
-	leastWeight       = 10
-	mostWeight        = 1000
-	usualPeriod       = 100000
-	unlimited         = -1
-	billionth   int64 = 1e9
-)
 
 func (l *limitFlags) flags(cmd *cobra.Command) {
 	f := cmd.Flags()
@@ -57,98 +42,49 @@ func (l *limitFlags) flags(cmd *cobra.Command) {
 	}
 }
 
-// apply puts what was typed into limits, and checks the whole.
+// apply puts what was typed into limits. Whether they make sense and this host
+// can keep them is not looked at.
 func (l *limitFlags) apply(to *berth.Limits) error {
-	err := errors.Join(
-		l.size("memory", l.memory, &to.Memory), l.size("memory-swap", l.swap, &to.MemorySwap),
-		l.size("memory-reservation", l.reservation, &to.MemoryReservation), l.lists(to),
-	)
-	if err != nil {
-		return err
+	for _, size := range []struct {
+		flag, text string
+		to         *int64
+	}{{"memory", l.memory, &to.Memory}, {"memory-swap", l.swap, &to.MemorySwap}, {"memory-reservation", l.reservation, &to.MemoryReservation}} {
+		if !l.typed(size.flag) {
+			continue
+		}
+		if size.flag == "memory-swap" && size.text == "-1" {
+			*size.to = -1
+			continue
+		}
+		n, err := parseSize(size.text)
+		if err != nil {
+			return fmt.Errorf("--%s %w", size.flag, err)
+		}
+		*size.to = n
 	}
-	if l.typed("cpus") {
-		if to.NanoCPUs, err = parseCPUs(l.cpus); err != nil {
-			return fmt.Errorf("--cpus %w", err)
+	for _, number := range []struct {
+		flag     string
+		from, to *int64
+	}{{"cpu-shares", &l.shares, &to.CPUShares}, {"cpu-period", &l.period, &to.CPUPeriod}, {"cpu-quota", &l.quota, &to.CPUQuota}, {"pids-limit", &l.pids, &to.Pids}} {
+		if l.typed(number.flag) {
+			*number.to = *number.from
 		}
 	}
-	for flag, number := range map[string]struct {
-		from int64
-		to   *int64
-	}{"cpu-shares": {l.shares, &to.CPUShares}, "cpu-period": {l.period, &to.CPUPeriod}, "cpu-quota": {l.quota, &to.CPUQuota}, "pids-limit": {l.pids, &to.Pids}} {
-		if l.typed(flag) {
-			*number.to = number.from
-		}
+	if l.typed("cpuset-cpus") {
+		to.CPUs = l.cpuset
 	}
-	if to.Pids < 0 {
-		to.Pids = 0
-	}
-	if to.CPUQuota < 0 { // the kernel's word for none
-		to.CPUQuota = 0
+	if l.typed("cpuset-mems") {
+		to.Mems = l.mems
 	}
 	if l.typed("blkio-weight") {
 		to.BlkioWeight = l.weight
 	}
-	return checkLimits(*to)
-}
-
-func (l *limitFlags) size(flag, text string, to *int64) error {
-	if !l.typed(flag) {
+	if !l.typed("cpus") {
 		return nil
 	}
-	if flag == "memory-swap" && text == "-1" {
-		*to = unlimited
-		return nil
-	}
-	n, err := parseSize(text)
-	if err != nil {
-		return fmt.Errorf("--%s %w", flag, err)
-	}
-	*to = n
-	return nil
-}
-
-func (l *limitFlags) lists(to *berth.Limits) error {
-	for _, list := range []struct {
-		flag, text string
-		to         *string
-	}{{"cpuset-cpus", l.cpuset, &to.CPUs}, {"cpuset-mems", l.mems, &to.Mems}} {
-		if !l.typed(list.flag) {
-			continue
-		}
-		if list.text != "" {
-			if err := parseList(list.text); err != nil {
-				return fmt.Errorf("--%s %w", list.flag, err)
-			}
-		}
-		*list.to = list.text
-	}
-	return nil
-}
-
-// checkLimits refuses limits that the kernel refuses, or that contradict each
-// other.
-func checkLimits(l berth.Limits) error {
-	switch {
-	case l.Memory != 0 && l.Memory < leastMemory:
-		return fmt.Errorf("--memory %d: 6m is the least that starts a process", l.Memory)
-	case l.MemorySwap != 0 && l.MemorySwap != unlimited && l.Memory == 0:
-		return errors.New("--memory-swap: it holds memory and swap together: give --memory too")
-	case l.MemorySwap > 0 && l.MemorySwap < l.Memory:
-		return fmt.Errorf("--memory-swap %d: it holds memory and swap together: no less than --memory %d", l.MemorySwap, l.Memory)
-	case l.Memory != 0 && l.MemoryReservation > l.Memory:
-		return fmt.Errorf("--memory-reservation %d: no more than --memory %d", l.MemoryReservation, l.Memory)
-	case l.NanoCPUs != 0 && (l.CPUPeriod != 0 || l.CPUQuota != 0):
-		return errors.New("--cpus: it is a short way to say --cpu-period and --cpu-quota: give one of both")
-	case l.CPUShares != 0 && (l.CPUShares < leastShares || l.CPUShares > mostShares):
-		return fmt.Errorf("--cpu-shares %d: %d to %d", l.CPUShares, leastShares, mostShares)
-	case l.CPUPeriod != 0 && (l.CPUPeriod < leastPeriod || l.CPUPeriod > mostPeriod):
-		return fmt.Errorf("--cpu-period %d: %d to %d microseconds", l.CPUPeriod, leastPeriod, mostPeriod)
-	case l.CPUQuota != 0 && l.CPUQuota < leastPeriod:
-		return fmt.Errorf("--cpu-quota %d: %d microseconds or more", l.CPUQuota, leastPeriod)
-	case l.NanoCPUs != 0 && l.NanoCPUs*usualPeriod/billionth < leastPeriod && l.NanoCPUs < billionth:
-		return errors.New("--cpus: 0.01 is the least")
-	case l.BlkioWeight != 0 && (l.BlkioWeight < leastWeight || l.BlkioWeight > mostWeight):
-		return fmt.Errorf("--blkio-weight %d: %d to %d", l.BlkioWeight, leastWeight, mostWeight)
+	var err error
+	if to.NanoCPUs, err = parseCPUs(l.cpus); err != nil {
+		return fmt.Errorf("--cpus %w", err)
 	}
 	return nil
 }

@@ -48,23 +48,6 @@ func parseCPUs(s string) (int64, error) {
 	return n.Num().Int64(), nil
 }
 
-// parseList checks a list of processors or memory nodes as the kernel reads
-// it: 0-2,4.
-func parseList(s string) error {
-	for part := range strings.SplitSeq(s, ",") {
-		low, high, isRange := strings.Cut(part, "-")
-		if !isRange {
-			high = low
-		}
-		l, err1 := strconv.ParseUint(low, 10, 16)
-		h, err2 := strconv.ParseUint(high, 10, 16)
-		if err1 != nil || err2 != nil || l > h {
-			return fmt.Errorf("%s: numbers and ranges are wanted, as 0-2,4", quoted(s))
-		}
-	}
-	return nil
-}
-
 // quoted quotes what was typed, cut so that an error stays one line.
 func quoted(s string) string {
 	const most = 60
