@@ -227,9 +227,6 @@ func (r *runFlags) root(c *berth.Container) error {
 	if c.ShmSize, err = parseSize(r.shmSize); err != nil {
 		return fmt.Errorf("--shm-size %w", err)
 	}
-	if c.ShmSize == 0 {
-		return errors.New("--shm-size 0: more than nothing is wanted")
-	}
 	return nil
 }
 
