@@ -62,12 +62,12 @@ func firstTime(src io.ReaderAt) time.Time {
 	return e.time
 }
 
-// tailStart returns where the last n lines begin, and whether there are fewer:
-// that is the start of the file. It reads the file from its end.
+// tailStart returns where the last n lines begin, and whether there are fewer.
+// It reads the file from its end.
 //
 // A line in pieces is one line. If a line of the other stream lies between the
 // pieces of the first one, that begins at the piece behind it.
-func tailStart(src io.ReaderAt, size int64, n int) (start int64, whole bool, err error) {
+func tailStart(src io.ReaderAt, size int64, n int) (start int64, short bool, err error) {
 	const block = 64 << 10
 	buf := make([]byte, block+maxHead)
 	count := tailCount{most: n}
@@ -97,7 +97,7 @@ func tailStart(src io.ReaderAt, size int64, n int) (start int64, whole bool, err
 		}
 		to = from
 	}
-	return 0, true, nil
+	return 0, count.lines < n, nil
 }
 
 // A tailCount counts lines from the last to the first.

@@ -164,7 +164,7 @@ func (f *followed) open() error {
 	return errors.Join(err, f.r.begin(file))
 }
 
-// errLogGone: the directory of the log was deleted.
+// errLogGone: the log was deleted, and so was its container.
 var errLogGone = errors.New("the log was deleted")
 
 // A logWatch tells when a log is written, made or replaced.
@@ -183,7 +183,7 @@ func watchLog(path string) (*logWatch, error) {
 	w := &logWatch{inotify: os.NewFile(uintptr(fd), "inotify"), name: filepath.Base(path), fresh: true}
 	// The directory and not the file: a watch of the file would not see what is
 	// put in its place.
-	_, err = unix.InotifyAddWatch(fd, filepath.Dir(path), unix.IN_MODIFY|unix.IN_CREATE|unix.IN_MOVED_TO|unix.IN_ONLYDIR)
+	_, err = unix.InotifyAddWatch(fd, filepath.Dir(path), unix.IN_MODIFY|unix.IN_CREATE|unix.IN_MOVED_TO|unix.IN_DELETE|unix.IN_ONLYDIR)
 	if err != nil {
 		w.inotify.Close()
 		return nil, fmt.Errorf("watch %s: %w", filepath.Dir(path), err)
@@ -236,6 +236,9 @@ func (w *logWatch) take(b []byte) (ours bool, err error) {
 		case mask&unix.IN_Q_OVERFLOW != 0:
 			ours, w.replaced = true, w.replaced+1
 		case name != w.name:
+		case mask&unix.IN_DELETE != 0:
+			// Its directory lives on as long as the file is open here.
+			err = errLogGone
 		default:
 			ours = true
 			if mask&(unix.IN_MOVED_TO|unix.IN_CREATE) != 0 {

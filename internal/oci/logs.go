@@ -151,14 +151,14 @@ func (r *logReader) begin(f *os.File) error {
 	if err != nil {
 		return err
 	}
-	whole := true
+	short := true
 	r.open(f)
 	if r.o.Tail >= 0 {
-		if r.off, whole, err = tailStart(f, st.Size(), r.o.Tail); err != nil {
+		if r.off, short, err = tailStart(f, st.Size(), r.o.Tail); err != nil {
 			return err
 		}
 	}
-	if !whole || st.Mode()&fs.ModeSticky != 0 || (st.Size() > 0 && r.o.Since.After(firstTime(f))) {
+	if !short || st.Mode()&fs.ModeSticky != 0 || (st.Size() > 0 && r.o.Since.After(firstTime(f))) {
 		return nil
 	}
 	keeps := "it was cut"
