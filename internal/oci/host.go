@@ -8,6 +8,7 @@ type Host struct {
 	Arch   string // of the kernel, as runtime.GOARCH
 	Kernel string // release, as uname -r; "": an old one
 	CPUs   int    // how many; 0: not known
+	Caps   uint64 // what [Capabilities] tells; 0: all
 
 	Rootfs string // the directory that becomes "/"
 	Cgroup string // path below the root of each hierarchy: /berth/ID

@@ -128,15 +128,15 @@ func findUser(name string, passwd [][]string) (u User, login string, err error) 
 			if f[field] != name {
 				continue
 			}
-			uid, err1 := id(f[2])
-			gid, err2 := id(f[3])
+			uid, err1 := number(f[2])
+			gid, err2 := number(f[3])
 			if err := errors.Join(err1, err2); err != nil {
 				return u, "", fmt.Errorf("entry of user %s: %w", name, err)
 			}
 			return User{UID: uid, GID: gid, Home: f[5]}, f[0], nil
 		}
 	}
-	if u.UID, err = id(name); err == nil {
+	if u.UID, err = number(name); err == nil {
 		return u, "", nil
 	}
 	if isNumber(name) {
@@ -148,14 +148,14 @@ func findUser(name string, passwd [][]string) (u User, login string, err error) 
 func findGroup(name string, group [][]string) (uint32, error) {
 	for _, f := range group {
 		if f[0] == name {
-			gid, err := id(f[2])
+			gid, err := number(f[2])
 			if err != nil {
 				return 0, fmt.Errorf("entry of group %s: %w", name, err)
 			}
 			return gid, nil
 		}
 	}
-	gid, err := id(name)
+	gid, err := number(name)
 	switch {
 	case err == nil:
 		return gid, nil
@@ -169,7 +169,7 @@ func findGroup(name string, group [][]string) (uint32, error) {
 func memberships(login string, group [][]string) (gids []uint32) {
 	for _, f := range group {
 		if slices.Contains(strings.Split(f[3], ","), login) {
-			if gid, err := id(f[2]); err == nil && !slices.Contains(gids, gid) {
+			if gid, err := number(f[2]); err == nil && !slices.Contains(gids, gid) {
 				gids = append(gids, gid)
 			}
 		}
@@ -177,8 +177,8 @@ func memberships(login string, group [][]string) (gids []uint32) {
 	return gids
 }
 
-// id reads the number of a user or group: the kernel's last ones mean "none".
-func id(s string) (uint32, error) {
+// number reads the number of a user or group: the kernel's last ones mean "none".
+func number(s string) (uint32, error) {
 	n, err := strconv.ParseUint(s, 10, 31)
 	if err != nil {
 		return 0, fmt.Errorf("%w: %q is not a number up to 2147483647", berth.ErrInvalid, s)
@@ -187,6 +187,23 @@ func id(s string) (uint32, error) {
 }
 
 func isNumber(s string) bool { return s != "" && strings.Trim(s, "-0123456789") == "" }
+
+// Capabilities is the set that this process can give to a container, for
+// [Host.Caps]: its bounding set. A host that is a container or a bounded
+// service itself has not got all.
+func Capabilities() (set uint64, err error) {
+	for i := range allCaps {
+		has, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, uintptr(i), 0, 0, 0)
+		if err == unix.EINVAL {
+			break // the kernel knows no more
+		}
+		if err != nil {
+			return 0, fmt.Errorf("read capability %s of this process: %w", allCaps[i], err)
+		}
+		set |= uint64(has) << i
+	}
+	return set, nil
+}
 
 // notDevices are the places of /dev that the container has of its own.
 var notDevices = []string{"/dev/pts", "/dev/shm", "/dev/mqueue", "/dev/fd", "/dev/console", "/dev/ptmx"}

@@ -1,11 +1,3 @@
-// Package oci runs a container under an OCI runtime.
-//
-// [Spec] turns a container and what was prepared for it into the configuration
-// of the runtime, with Docker's meaning of every wish. It does no I/O: same
-// input, same output. [ResolveUser] and [Devices] look up on the disk what it
-// has to be told.
-//
-// The package knows nothing of networks: it is handed the path of a namespace.
 package oci
 
 import (
@@ -34,7 +26,7 @@ func Spec(c berth.Container, h Host) (*specs.Spec, error) {
 	if err := checkHost(c, h); err != nil {
 		return nil, err
 	}
-	caps, err := capabilities(c.Security)
+	caps, err := capabilities(c.Security, h)
 	if err != nil {
 		return nil, err
 	}
@@ -130,7 +122,7 @@ func process(c berth.Container, h Host, caps []string) (*specs.Process, error) {
 	adjust := 0
 	return &specs.Process{
 		Terminal:        c.Process.Terminal,
-		User:            user(h.User),
+		User:            specUser(h.User),
 		Args:            args,
 		Env:             env,
 		Cwd:             path.Clean(dir),
@@ -142,10 +134,10 @@ func process(c berth.Container, h Host, caps []string) (*specs.Process, error) {
 	}, nil
 }
 
-// user has the first group among the others too: without it a program could
+// specUser has the first group among the others too: without it a program could
 // drop the group with setgid(2) and pass a file that refuses the group and
 // admits everyone else (CVE-2022-36109).
-func user(u User) specs.User {
+func specUser(u User) specs.User {
 	groups := []uint32{u.GID}
 	for _, g := range u.Groups {
 		if !slices.Contains(groups, g) {
