@@ -4,6 +4,6 @@
 //
 // [Spec] turns a container and what was prepared for it into the configuration
 // of the runtime, with Docker's meaning of every wish. It does no I/O: same
-// input, same output. [ResolveUser] and [Devices] look up on the disk what it
-// has to be told.
+// input, same output. [ResolveUser], [Sources], [Devices] and [Capabilities]
+// look up what it has to be told.
 package oci

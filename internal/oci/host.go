@@ -23,6 +23,8 @@ type Host struct {
 	Hosts, ResolvConf, Hostname string
 
 	User User
+	// Files are the sources of binds that are no directories ([Sources]).
+	Files map[string]bool
 	// Devices are the nodes of the wish, by their path on the host: devices,
 	// throttled disks, and with Privileged all of the host ([Devices] of /dev).
 	Devices map[string]Node

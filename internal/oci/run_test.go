@@ -111,6 +111,9 @@ func run(t *testing.T, tool string, c berth.Container, f func(*Host)) string {
 	if h.User, err = ResolveUser(h.Rootfs, c.Process.User, c.Process.Groups); err != nil {
 		t.Fatal(err)
 	}
+	if h.Files, err = Sources(c.Mounts); err != nil {
+		t.Fatal(err)
+	}
 	if f != nil {
 		f(&h)
 	}
@@ -193,7 +196,7 @@ echo caps=$(f CapEff) bounding=$(f CapBnd) inheritable=$(f CapInh) ambient=$(f C
 echo seccomp=$(f Seccomp)
 echo nnp=$(f NoNewPrivs)
 echo pid=$$
-echo root=$(m / | grep -c -w ro) 
+echo root=$(m / | grep -c '^[a-z0-9]* ro,')
 echo writes=$(can touch /file)
 echo writesdev=$(can touch /dev/file)
 echo sys=$(m /sys)
@@ -391,11 +394,12 @@ func TestRunMounts(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, tool := range runtimes(t) {
-		got := values(t, tool, `
+		got := values(t, mounting(t, tool, filepath.Join(dir, "below")), `
 can() { if "$@" >/dev/null 2>&1; then echo yes; else echo no; fi; }
 echo rw=$(can touch /rw/file)
 echo ro=$(can touch /ro/deep/file)
 echo below=$(can touch /ro/deep/below/file)
+echo type=$(awk '$2 == "/ro/deep/below" { print $3 }' /proc/mounts)
 echo hosts=$(cat /etc/hosts)
 echo parent=$PPID
 echo one=$(can grep -q '/dev/[i]nit' /proc/1/cmdline)
@@ -408,8 +412,19 @@ echo one=$(can grep -q '/dev/[i]nit' /proc/1/cmdline)
 				{Type: "bind", Source: "/dev/null", Target: "/etc/hosts"},
 			},
 		}, func(h *Host) { h.Init = fakeInit(t) })
-		check(t, got, map[string]string{"rw": "yes", "ro": "no", "below": "no", "hosts": "", "parent": "1", "one": "yes"})
+		check(t, got, map[string]string{"rw": "yes", "ro": "no", "below": "no", "type": "tmpfs", "hosts": "", "parent": "1", "one": "yes"})
 	}
+}
+
+// mounting is the runtime in a mount namespace where a tmpfs is at dir.
+func mounting(t *testing.T, tool, dir string) string {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), filepath.Base(tool))
+	script := fmt.Sprintf("#!/bin/sh\nexec unshare -m sh -c 'mount -t tmpfs none %s && exec %s \"$@\"' sh \"$@\"\n", dir, tool)
+	if err := os.WriteFile(name, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return name
 }
 
 // fakeInit is a program that is told as tini is: -- COMMAND.

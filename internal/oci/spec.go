@@ -13,8 +13,9 @@ import (
 	"berth"
 )
 
-// Version is the version of the runtime specification that [Spec] follows.
-const Version = "1.2.0"
+// version is the newest of the specification that the runtimes of Debian 12
+// read: crun 1.8 refuses all but 1.0. They know what is said beyond it.
+const version = "1.0.2"
 
 // defaultPath is Docker's PATH of a container that has none of its own.
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -43,7 +44,7 @@ func Spec(c berth.Container, h Host) (*specs.Spec, error) {
 		return nil, err
 	}
 	return &specs.Spec{
-		Version:  Version,
+		Version:  version,
 		Process:  process,
 		Root:     &specs.Root{Path: h.Rootfs, Readonly: c.ReadOnly},
 		Hostname: c.Hostname,

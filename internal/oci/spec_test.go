@@ -82,10 +82,12 @@ var golden = map[string]change{
 		c.Mounts = []berth.Mount{{Type: "tmpfs", Target: "/run"}, {Type: "tmpfs", Target: "/tmp", Options: []string{"exec", "size=16m", "mode=1777", "size=32m"}}}
 	},
 	"binds": func(c *berth.Container, h *Host) {
+		h.Files = map[string]bool{"/data/file": true}
 		c.Mounts = []berth.Mount{
 			{Type: "bind", Source: "/data/deep", Target: "/a/b/c", Options: []string{"rshared"}},
 			{Type: "bind", Source: "/data/", Target: "/a/b/", Options: []string{"ro", "nosuid"}},
 			{Type: "bind", Source: "/data/one", Target: "/a/one", Options: []string{"bind", "ro", "z"}},
+			{Type: "bind", Source: "/data/file", Target: "/a/file", Options: []string{"ro"}},
 			{Type: "bind", Source: "/my/hosts", Target: "/etc/hosts"},
 			{Type: "bind", Source: "/my/etc", Target: "/etc", Options: []string{"ro", "rw"}},
 		}
