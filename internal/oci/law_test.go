@@ -83,6 +83,28 @@ func TestCapabilitySets(t *testing.T) {
 	})
 }
 
+func TestAs(t *testing.T) {
+	s, err := Spec(testContainer(), testHost())
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, before := *s.Process, strings.Join(s.Process.Env, " ")
+	As(&p, User{UID: 33, GID: 33, Groups: []uint32{4}, Home: "/srv"})
+	if p.Capabilities.Effective != nil || p.Capabilities.Permitted != nil || len(p.Capabilities.Bounding) != len(defaultCaps) {
+		t.Errorf("user 33 has %+v", p.Capabilities)
+	}
+	if p.User.UID != 33 || !slices.Equal(p.User.AdditionalGids, []uint32{33, 4}) || !slices.Contains(p.Env, "HOME=/srv") {
+		t.Errorf("it is %+v with %q", p.User, p.Env)
+	}
+	if strings.Join(s.Process.Env, " ") != before {
+		t.Error("the environment of the first process has changed too")
+	}
+	As(&p, User{})
+	if len(p.Capabilities.Effective) != len(defaultCaps) {
+		t.Errorf("root has %+v", p.Capabilities)
+	}
+}
+
 // TestMountOrder: what is below another mount comes after it, nothing is
 // mounted twice, and what the user put somewhere is what is there.
 func TestMountOrder(t *testing.T) {

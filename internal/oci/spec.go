@@ -1,6 +1,7 @@
 package oci
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"math"
@@ -148,16 +149,26 @@ func specUser(u User) specs.User {
 	return specs.User{UID: u.UID, GID: u.GID, AdditionalGids: groups}
 }
 
+// As makes p, a process of a container, another user's: one that is not root's
+// has no capabilities to begin with, whoever the container's first process is.
+func As(p *specs.Process, u User) {
+	p.User = specUser(u)
+	if p.Capabilities != nil {
+		p.Capabilities = sets(p.Capabilities.Bounding, u.UID)
+	}
+	home := cmp.Or(u.Home, "/")
+	for i, e := range p.Env {
+		if strings.HasPrefix(e, "HOME=") {
+			p.Env = slices.Clone(p.Env)
+			p.Env[i] = "HOME=" + home
+		}
+	}
+}
+
 // environment has Docker's defaults, then the user's. A name without a value
 // takes the variable away.
 func environment(c berth.Container, h Host) ([]string, error) {
-	env := []string{"PATH=" + defaultPath, "HOSTNAME=" + c.Hostname, "HOME=/"}
-	if h.Path != "" {
-		env[0] = "PATH=" + h.Path
-	}
-	if h.User.Home != "" {
-		env[2] = "HOME=" + h.User.Home
-	}
+	env := []string{"PATH=" + cmp.Or(h.Path, defaultPath), "HOSTNAME=" + c.Hostname, "HOME=" + cmp.Or(h.User.Home, "/")}
 	if c.Process.Terminal {
 		env = append(env, "TERM=xterm")
 	}
