@@ -27,7 +27,6 @@ func TestProbe(t *testing.T) {
 	bad := ^uintptr(0)
 	call("alg", unix.SYS_SOCKET, unix.AF_ALG, unix.SOCK_SEQPACKET)
 	call("vsock", unix.SYS_SOCKET, unix.AF_VSOCK, unix.SOCK_STREAM)
-	call("decnet", unix.SYS_SOCKET, unix.AF_DECnet, unix.SOCK_STREAM)
 	call("unix", unix.SYS_SOCKET, unix.AF_UNIX, unix.SOCK_STREAM)
 	call("inet6", unix.SYS_SOCKET, unix.AF_INET6, unix.SOCK_DGRAM)
 	call("netlink", unix.SYS_SOCKET, unix.AF_NETLINK, unix.SOCK_RAW)
@@ -61,7 +60,7 @@ func TestRunFilter(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	denied := strings.Fields("alg vsock decnet keyctl add_key io_uring userfaultfd bpf perf handle userns clone setns pivot swapon kexec module reboot personality mempolicy")
+	denied := strings.Fields("alg vsock keyctl add_key io_uring userfaultfd bpf perf handle userns clone setns pivot swapon kexec module reboot personality mempolicy")
 	want := map[string]string{"clone3": "ENOSYS", "unix": "", "inet6": "", "netlink": "", "ptrace": "ESRCH", "asked": "", "uname": "EFAULT"}
 	for _, name := range denied {
 		want[name] = "EPERM"
