@@ -35,6 +35,12 @@ func (s *Service) spec(c *berth.Container, nsPath string) (*specs.Spec, error) {
 	if h.User, err = oci.ResolveUser(h.Rootfs, c.Process.User, c.Process.Groups); err != nil {
 		return nil, err
 	}
+	if h.Caps, err = oci.Capabilities(); err != nil {
+		return nil, err
+	}
+	if h.Files, err = oci.Sources(c.Mounts); err != nil {
+		return nil, err
+	}
 	nodes := []string{}
 	for _, d := range c.Devices {
 		nodes = append(nodes, d.Source)

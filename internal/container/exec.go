@@ -78,7 +78,7 @@ func (s *Service) execSpec(c *berth.Container, o ExecOptions) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		p.User = specs.User{UID: u.UID, GID: u.GID, AdditionalGids: u.Groups}
+		oci.As(&p, u)
 	}
 	f, err := os.CreateTemp(s.bundle(c.ID), "exec-*.json")
 	if err != nil {

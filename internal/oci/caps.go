@@ -1,6 +1,7 @@
 package oci
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 
@@ -30,8 +31,9 @@ func prefixed(names string) []string {
 
 // capabilities are those a container has, in the kernel's order. What is
 // dropped by name is gone, also from all of a privileged one (where Docker
-// ignores it); what is added by name stays when all are dropped.
-func capabilities(s berth.Security) ([]string, error) {
+// ignores it); what is added by name stays when all are dropped. What the host
+// cannot give is left out, unless it is asked for by name.
+func capabilities(s berth.Security, h Host) ([]string, error) {
 	add, addAll, err := capNames("added", s.CapAdd)
 	if err != nil {
 		return nil, err
@@ -41,17 +43,20 @@ func capabilities(s berth.Security) ([]string, error) {
 		return nil, err
 	}
 	caps := []string{}
-	for _, c := range allCaps {
-		var has bool
+	for i, c := range allCaps {
+		named, gone := slices.Contains(add, c), slices.Contains(drop, c)
+		given := h.Caps == 0 || h.Caps&(1<<i) != 0
+		var usual bool
 		switch {
-		case addAll || s.Privileged:
-			has = !slices.Contains(drop, c) && (!dropAll || addAll)
-		case dropAll:
-			has = slices.Contains(add, c)
-		default:
-			has = slices.Contains(add, c) || slices.Contains(defaultCaps, c) && !slices.Contains(drop, c)
+		case addAll || s.Privileged && !dropAll:
+			usual = !gone
+		case !dropAll:
+			usual = !gone && slices.Contains(defaultCaps, c)
 		}
-		if has || slices.Contains(add, c) {
+		if named && !given {
+			return nil, fmt.Errorf("capability %s: this host has not got it itself: %w", c, berth.ErrUnsupported)
+		}
+		if given && (named || usual) {
 			caps = append(caps, c)
 		}
 	}

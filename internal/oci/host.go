@@ -8,6 +8,7 @@ type Host struct {
 	Arch   string // of the kernel, as runtime.GOARCH
 	Kernel string // release, as uname -r; "": an old one
 	CPUs   int    // how many; 0: not known
+	Caps   uint64 // what [Capabilities] tells; 0: all
 
 	Rootfs string // the directory that becomes "/"
 	Cgroup string // path below the root of each hierarchy: /berth/ID
@@ -22,6 +23,8 @@ type Host struct {
 	Hosts, ResolvConf, Hostname string
 
 	User User
+	// Files are the sources of binds that are no directories ([Sources]).
+	Files map[string]bool
 	// Devices are the nodes of the wish, by their path on the host: devices,
 	// throttled disks, and with Privileged all of the host ([Devices] of /dev).
 	Devices map[string]Node

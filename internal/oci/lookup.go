@@ -6,11 +6,9 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -39,7 +37,7 @@ func ResolveUser(rootfs, user string, groups []string) (User, error) {
 // accounts are the lines of a passwd or group file with all their fields. A
 // root may have no such file. Nothing in the root leads out of it, and a pipe
 // in the file's place does not hold us up.
-func accounts(rootfs, name string, fields int) ([][]string, error) {
+func accounts(rootfs, name string, least int) ([][]string, error) {
 	f, err := openIn(rootfs, name)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
 		return nil, nil
@@ -58,13 +56,17 @@ func accounts(rootfs, name string, fields int) ([][]string, error) {
 	if len(data) > maxAccounts {
 		return nil, fmt.Errorf("read %s in %s: %w: more than 16 MiB", name, rootfs, berth.ErrInvalid)
 	}
-	var lines [][]string
-	for line := range strings.Lines(string(data)) {
-		if f := strings.Split(strings.TrimSpace(line), ":"); len(f) >= fields && !strings.HasPrefix(line, "#") {
+	return fields(string(data), least), nil
+}
+
+// fields are those of each line that has enough of them.
+func fields(text string, least int) (lines [][]string) {
+	for line := range strings.Lines(text) {
+		if f := strings.Split(strings.TrimSpace(line), ":"); len(f) >= least && !strings.HasPrefix(line, "#") {
 			lines = append(lines, f)
 		}
 	}
-	return lines, nil
+	return lines
 }
 
 func openIn(rootfs, name string) (*os.File, error) {
@@ -128,15 +130,15 @@ func findUser(name string, passwd [][]string) (u User, login string, err error) 
 			if f[field] != name {
 				continue
 			}
-			uid, err1 := id(f[2])
-			gid, err2 := id(f[3])
+			uid, err1 := number(f[2])
+			gid, err2 := number(f[3])
 			if err := errors.Join(err1, err2); err != nil {
 				return u, "", fmt.Errorf("entry of user %s: %w", name, err)
 			}
 			return User{UID: uid, GID: gid, Home: f[5]}, f[0], nil
 		}
 	}
-	if u.UID, err = id(name); err == nil {
+	if u.UID, err = number(name); err == nil {
 		return u, "", nil
 	}
 	if isNumber(name) {
@@ -148,14 +150,14 @@ func findUser(name string, passwd [][]string) (u User, login string, err error) 
 func findGroup(name string, group [][]string) (uint32, error) {
 	for _, f := range group {
 		if f[0] == name {
-			gid, err := id(f[2])
+			gid, err := number(f[2])
 			if err != nil {
 				return 0, fmt.Errorf("entry of group %s: %w", name, err)
 			}
 			return gid, nil
 		}
 	}
-	gid, err := id(name)
+	gid, err := number(name)
 	switch {
 	case err == nil:
 		return gid, nil
@@ -169,7 +171,7 @@ func findGroup(name string, group [][]string) (uint32, error) {
 func memberships(login string, group [][]string) (gids []uint32) {
 	for _, f := range group {
 		if slices.Contains(strings.Split(f[3], ","), login) {
-			if gid, err := id(f[2]); err == nil && !slices.Contains(gids, gid) {
+			if gid, err := number(f[2]); err == nil && !slices.Contains(gids, gid) {
 				gids = append(gids, gid)
 			}
 		}
@@ -177,8 +179,8 @@ func memberships(login string, group [][]string) (gids []uint32) {
 	return gids
 }
 
-// id reads the number of a user or group: the kernel's last ones mean "none".
-func id(s string) (uint32, error) {
+// number reads the number of a user or group: the kernel's last ones mean "none".
+func number(s string) (uint32, error) {
 	n, err := strconv.ParseUint(s, 10, 31)
 	if err != nil {
 		return 0, fmt.Errorf("%w: %q is not a number up to 2147483647", berth.ErrInvalid, s)
@@ -188,79 +190,60 @@ func id(s string) (uint32, error) {
 
 func isNumber(s string) bool { return s != "" && strings.Trim(s, "-0123456789") == "" }
 
-// notDevices are the places of /dev that the container has of its own.
-var notDevices = []string{"/dev/pts", "/dev/shm", "/dev/mqueue", "/dev/fd", "/dev/console", "/dev/ptmx"}
-
-// Devices looks up device nodes of the host by their paths, for
-// [Host.Devices]. Of a directory, all below it are meant; symbolic links are
-// followed only where they are named. Errors match [berth.ErrNotFound] and, for
-// what is no device, [berth.ErrInvalid].
-func Devices(paths ...string) (map[string]Node, error) {
-	nodes := map[string]Node{}
-	for _, name := range paths {
-		info, err := os.Stat(name)
-		switch {
-		case errors.Is(err, fs.ErrNotExist):
-			return nil, fmt.Errorf("device %s: %w", name, berth.ErrNotFound)
-		case err != nil:
-			return nil, fmt.Errorf("device: %w", err)
-		case info.IsDir():
-			if err := walkDevices(name, nodes); err != nil {
-				return nil, fmt.Errorf("devices in %s: %w", name, err)
-			}
+// Sources looks at the sources of binds on the host: files are those that are
+// no directories, for [Host.Files]. Errors match [berth.ErrNotFound] if there is
+// none, and [berth.ErrInvalid] if what is mounted in it later cannot be shown,
+// or seen, as a bind wants.
+func Sources(mounts []berth.Mount) (files map[string]bool, err error) {
+	files = map[string]bool{}
+	for _, m := range mounts {
+		if m.Type != "bind" {
 			continue
 		}
-		n, ok := node(info)
-		if !ok {
-			return nil, fmt.Errorf("device %s: %w: it is no device", name, berth.ErrInvalid)
+		var st unix.Statx_t
+		err := unix.Statx(unix.AT_FDCWD, m.Source, unix.AT_STATX_SYNC_AS_STAT, unix.STATX_TYPE|unix.STATX_MNT_ID, &st)
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
+			return nil, fmt.Errorf("mount at %s: source %s: %w", m.Target, m.Source, berth.ErrNotFound)
 		}
-		nodes[name] = n
+		if err != nil {
+			return nil, fmt.Errorf("mount at %s: source %s: %w", m.Target, m.Source, err)
+		}
+		if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+			files[m.Source] = true
+		}
+		if err := propagates(m, st.Mnt_id); err != nil {
+			return nil, err
+		}
 	}
-	return nodes, nil
+	return files, nil
 }
 
-func walkDevices(dir string, nodes map[string]Node) error {
-	// With a slash the directory is walked even if dir is a link to it.
-	return filepath.WalkDir(filepath.Clean(dir)+"/", func(name string, d fs.DirEntry, err error) error {
-		// It is gone since it was listed, as when a disk is pulled.
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		if slices.Contains(notDevices, name) {
-			if d.IsDir() {
-				return fs.SkipDir
-			}
-			return nil
-		}
-		info, err := d.Info()
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		if n, ok := node(info); ok {
-			nodes[name] = n
-		}
+// propagates looks whether the mount that a source is in is shared, if the bind
+// needs it: the kernel would take the wish and do nothing.
+func propagates(m berth.Mount, mount uint64) error {
+	mode := rootPropagation([]berth.Mount{m})
+	if mode == "" {
 		return nil
-	})
-}
-
-// node is what a file is as a device, if it is one.
-func node(info fs.FileInfo) (Node, bool) {
-	st, ok := info.Sys().(*syscall.Stat_t)
-	if !ok || info.Mode()&fs.ModeDevice == 0 {
-		return Node{}, false
 	}
-	n := Node{
-		Type: "b", Major: int64(unix.Major(uint64(st.Rdev))), Minor: int64(unix.Minor(uint64(st.Rdev))),
-		Mode: info.Mode().Perm(), UID: st.Uid, GID: st.Gid,
+	data, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return fmt.Errorf("read the mounts of the host: %w", err)
 	}
-	if info.Mode()&fs.ModeCharDevice != 0 {
-		n.Type = "c"
+	for line := range strings.Lines(string(data)) {
+		// ID PARENT DEVICE ROOT POINT OPTIONS [shared:N] [master:N] - …
+		f := strings.Fields(line)
+		if len(f) < 7 || f[0] != strconv.FormatUint(mount, 10) {
+			continue
+		}
+		for _, o := range f[6:] {
+			if strings.HasPrefix(o, "shared:") || mode == "rslave" && strings.HasPrefix(o, "master:") {
+				return nil
+			}
+			if o == "-" {
+				break
+			}
+		}
+		return invalid("mount at "+m.Target, "%s is in %s, which is not shared: mount --make-rshared %[2]s", m.Source, f[4])
 	}
-	return n, true
+	return nil // it is gone meanwhile, and the runtime will tell
 }

@@ -16,7 +16,8 @@ import (
 const defaultShm = 64 << 20
 
 // mounts are those of every container, except where the user has put something
-// else, then the rest by depth: what is below comes after what it is in.
+// else, there or above, then the rest by depth: what is below comes after what it
+// is in.
 func mounts(c berth.Container, h Host) ([]specs.Mount, error) {
 	wanted, err := userMounts(c.Mounts, h)
 	if err != nil {
@@ -35,9 +36,12 @@ func mounts(c berth.Container, h Host) ([]specs.Mount, error) {
 	}
 	var list []specs.Mount
 	for _, m := range defaultMounts(c) {
-		_, replaced := wanted[m.Destination]
-		_, ownDev := wanted["/dev"]
-		if !replaced && !(ownDev && strings.HasPrefix(m.Destination, "/dev/")) {
+		replaced := false
+		for at := m.Destination; at != "/"; at = path.Dir(at) {
+			_, ok := wanted[at]
+			replaced = replaced || ok
+		}
+		if !replaced {
 			list = append(list, m)
 		}
 	}
@@ -135,7 +139,7 @@ func userMounts(list []berth.Mount, h Host) (map[string]specs.Mount, error) {
 				return nil, invalid(what, "the source %q is not an absolute path", m.Source)
 			}
 			s.Source = path.Clean(m.Source)
-			s.Options, err = bindOptions(m.Options, h)
+			s.Options, err = bindOptions(m.Options, h, h.Files[m.Source])
 		case "tmpfs":
 			if m.Source != "" {
 				return nil, invalid(what, "a tmpfs has no source, and %q was given", m.Source)
@@ -194,8 +198,9 @@ func groupOf(o string, groups ...string) (string, bool) {
 
 // bindOptions are those of a bind: all below the source comes along, and what
 // is mounted later, on either side, does not show on the other. Read-only means
-// all that comes along, as since Docker 25, where the kernel can.
-func bindOptions(options []string, h Host) ([]string, error) {
+// all that comes along, as since Docker 25, where the kernel can. Below a file
+// there is nothing, and crun 1.8 refuses rro for one (ENOTDIR).
+func bindOptions(options []string, h Host, file bool) ([]string, error) {
 	list, err := merged(slices.Concat([]string{"rbind", "rw", "rprivate"}, options), func(o string) (string, error) {
 		if o == "z" || o == "Z" {
 			if h.SELinux {
@@ -212,7 +217,7 @@ func bindOptions(options []string, h Host) ([]string, error) {
 		return nil, err
 	}
 	list = slices.DeleteFunc(list, func(o string) bool { return o == "z" || o == "Z" })
-	if slices.Contains(list, "ro") && slices.Contains(list, "rbind") && atLeast(h.Kernel, 5, 12) {
+	if slices.Contains(list, "ro") && slices.Contains(list, "rbind") && !file && atLeast(h.Kernel, 5, 12) {
 		list = append(list, "rro") // mount_setattr(2)
 	}
 	return list, nil

@@ -1,14 +1,7 @@
-// Package oci runs a container under an OCI runtime.
-//
-// [Spec] turns a container and what was prepared for it into the configuration
-// of the runtime, with Docker's meaning of every wish. It does no I/O: same
-// input, same output. [ResolveUser] and [Devices] look up on the disk what it
-// has to be told.
-//
-// The package knows nothing of networks: it is handed the path of a namespace.
 package oci
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"math"
@@ -21,8 +14,9 @@ import (
 	"berth"
 )
 
-// Version is the version of the runtime specification that [Spec] follows.
-const Version = "1.2.0"
+// version is the newest of the specification that the runtimes of Debian 12
+// read: crun 1.8 refuses all but 1.0. They know what is said beyond it.
+const version = "1.0.2"
 
 // defaultPath is Docker's PATH of a container that has none of its own.
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -34,7 +28,7 @@ func Spec(c berth.Container, h Host) (*specs.Spec, error) {
 	if err := checkHost(c, h); err != nil {
 		return nil, err
 	}
-	caps, err := capabilities(c.Security)
+	caps, err := capabilities(c.Security, h)
 	if err != nil {
 		return nil, err
 	}
@@ -51,7 +45,7 @@ func Spec(c berth.Container, h Host) (*specs.Spec, error) {
 		return nil, err
 	}
 	return &specs.Spec{
-		Version:  Version,
+		Version:  version,
 		Process:  process,
 		Root:     &specs.Root{Path: h.Rootfs, Readonly: c.ReadOnly},
 		Hostname: c.Hostname,
@@ -130,7 +124,7 @@ func process(c berth.Container, h Host, caps []string) (*specs.Process, error) {
 	adjust := 0
 	return &specs.Process{
 		Terminal:        c.Process.Terminal,
-		User:            user(h.User),
+		User:            specUser(h.User),
 		Args:            args,
 		Env:             env,
 		Cwd:             path.Clean(dir),
@@ -142,10 +136,10 @@ func process(c berth.Container, h Host, caps []string) (*specs.Process, error) {
 	}, nil
 }
 
-// user has the first group among the others too: without it a program could
+// specUser has the first group among the others too: without it a program could
 // drop the group with setgid(2) and pass a file that refuses the group and
 // admits everyone else (CVE-2022-36109).
-func user(u User) specs.User {
+func specUser(u User) specs.User {
 	groups := []uint32{u.GID}
 	for _, g := range u.Groups {
 		if !slices.Contains(groups, g) {
@@ -155,16 +149,26 @@ func user(u User) specs.User {
 	return specs.User{UID: u.UID, GID: u.GID, AdditionalGids: groups}
 }
 
+// As makes p, a process of a container, another user's: one that is not root's
+// has no capabilities to begin with, whoever the container's first process is.
+func As(p *specs.Process, u User) {
+	p.User = specUser(u)
+	if p.Capabilities != nil {
+		p.Capabilities = sets(p.Capabilities.Bounding, u.UID)
+	}
+	home := cmp.Or(u.Home, "/")
+	for i, e := range p.Env {
+		if strings.HasPrefix(e, "HOME=") {
+			p.Env = slices.Clone(p.Env)
+			p.Env[i] = "HOME=" + home
+		}
+	}
+}
+
 // environment has Docker's defaults, then the user's. A name without a value
 // takes the variable away.
 func environment(c berth.Container, h Host) ([]string, error) {
-	env := []string{"PATH=" + defaultPath, "HOSTNAME=" + c.Hostname, "HOME=/"}
-	if h.Path != "" {
-		env[0] = "PATH=" + h.Path
-	}
-	if h.User.Home != "" {
-		env[2] = "HOME=" + h.User.Home
-	}
+	env := []string{"PATH=" + cmp.Or(h.Path, defaultPath), "HOSTNAME=" + c.Hostname, "HOME=" + cmp.Or(h.User.Home, "/")}
 	if c.Process.Terminal {
 		env = append(env, "TERM=xterm")
 	}
