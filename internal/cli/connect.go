@@ -12,6 +12,7 @@ import (
 
 	"berth"
 	"berth/engine"
+	"berth/internal/container"
 )
 
 // connectFlags are the flags of "network connect" as they are typed.
@@ -44,13 +45,12 @@ refused, the sandbox does not stay connected.`,
 				return usage(err)
 			}
 			return p.with(cmd.Context(), func(e *engine.Engine) error {
-				ep, err := e.Connect(cmd.Context(), args[0], args[1], o)
+				ep, ports, err := p.connectOne(cmd.Context(), e, args[0], args[1], o, specs)
 				if err != nil {
 					return err
 				}
-				ports, err := publishConnected(cmd.Context(), e, args[0], args[1], ep, specs)
-				if err != nil {
-					return err
+				if ep.Interface == "" {
+					return nil // a container that does not run
 				}
 				words := []string{ep.Interface}
 				for _, a := range ep.Addrs {
@@ -78,6 +78,31 @@ refused, the sandbox does not stay connected.`,
 	}
 	refuse(cmd, "network connect")
 	return p.changing(cmd)
+}
+
+// connectOne connects a sandbox, or a container, which is to stay connected over
+// a restart, and publishes ports of it.
+func (p *program) connectOne(ctx context.Context, e *engine.Engine, network, ref string, o engine.ConnectOptions, specs []berth.PortSpec) (ep berth.Endpoint, ports []berth.Port, err error) {
+	wished, err := p.wish(ctx, e, ref, func(s *container.Service, id string) error {
+		got, err := s.Connect(ctx, id, berth.Attachment{
+			Network: network, IP4: o.IP4, IP6: o.IP6, MAC: o.MAC, Interface: o.Interface, Aliases: o.Aliases, GwPriority: o.GwPriority,
+		})
+		if ep = got.Endpoint; err != nil || len(specs) == 0 {
+			return err
+		}
+		if ports, err = s.Publish(ctx, id, specs, container.PublishChoice{Network: network}); err != nil {
+			err = errors.Join(fmt.Errorf("connect to %s, taken back: %w", network, err), s.Disconnect(context.WithoutCancel(ctx), id, network))
+		}
+		return err
+	})
+	if wished || err != nil {
+		return ep, ports, err
+	}
+	if ep, err = e.Connect(ctx, network, ref, o); err != nil {
+		return ep, nil, err
+	}
+	ports, err = publishConnected(ctx, e, network, ref, ep, specs)
+	return ep, ports, err
 }
 
 // publishConnected publishes ports of a sandbox that was just connected. If it
@@ -133,7 +158,22 @@ with its last endpoint.`,
 		ValidArgsFunction: p.completeConnected,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return p.with(cmd.Context(), func(e *engine.Engine) error {
-				return e.Disconnect(cmd.Context(), args[0], slices.Compact(slices.Sorted(slices.Values(args[1:]))), o)
+				var sandboxes []string
+				for _, ref := range slices.Compact(slices.Sorted(slices.Values(args[1:]))) {
+					wished, err := p.wish(cmd.Context(), e, ref, func(s *container.Service, id string) error {
+						return s.Disconnect(cmd.Context(), id, args[0])
+					})
+					if err != nil {
+						return err
+					}
+					if !wished {
+						sandboxes = append(sandboxes, ref)
+					}
+				}
+				if len(sandboxes) == 0 {
+					return nil
+				}
+				return e.Disconnect(cmd.Context(), args[0], sandboxes, o)
 			})
 		},
 	}

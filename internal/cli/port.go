@@ -11,6 +11,7 @@ import (
 
 	"berth"
 	"berth/engine"
+	"berth/internal/container"
 )
 
 func (p *program) publish() *cobra.Command {
@@ -33,7 +34,14 @@ one). The answer lists what is published.`,
 				return usage(errors.New("publish: --cut goes with --replace"))
 			}
 			return p.with(cmd.Context(), func(e *engine.Engine) error {
-				ports, err := e.Publish(cmd.Context(), args[0], specs, o)
+				var ports []berth.Port
+				wished, err := p.wish(cmd.Context(), e, args[0], func(s *container.Service, id string) (err error) {
+					ports, err = s.Publish(cmd.Context(), id, specs, container.PublishChoice{Network: o.Network, Replace: o.Replace, Cut: o.Cut})
+					return err
+				})
+				if !wished && err == nil {
+					ports, err = e.Publish(cmd.Context(), args[0], specs, o)
+				}
 				for _, x := range ports {
 					p.say(portLine(x))
 				}
@@ -85,7 +93,13 @@ sandbox's.`,
 				specs = append(specs, s...)
 			}
 			return p.with(cmd.Context(), func(e *engine.Engine) error {
-				_, err := e.Unpublish(cmd.Context(), args[0], specs)
+				wished, err := p.wish(cmd.Context(), e, args[0], func(s *container.Service, id string) error {
+					_, err := s.Unpublish(cmd.Context(), id, specs)
+					return err
+				})
+				if !wished && err == nil {
+					_, err = e.Unpublish(cmd.Context(), args[0], specs)
+				}
 				return err
 			})
 		},

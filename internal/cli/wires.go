@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"errors"
+	"strings"
 
 	"berth"
 	"berth/engine"
@@ -64,8 +65,12 @@ func (w wires) Disconnect(ctx context.Context, sandbox, network string) error {
 	return w.Engine.Disconnect(ctx, network, []string{sandbox}, engine.DisconnectOptions{})
 }
 
-func (w wires) Publish(ctx context.Context, sandbox string, specs []berth.PortSpec) ([]berth.Port, error) {
-	return w.Engine.Publish(ctx, sandbox, specs, engine.PublishOptions{})
+func (w wires) Publish(ctx context.Context, sandbox string, specs []berth.PortSpec, o container.PublishChoice) ([]berth.Port, error) {
+	return w.Engine.Publish(ctx, sandbox, specs, engine.PublishOptions{Network: o.Network, Replace: o.Replace, Cut: o.Cut})
+}
+
+func (w wires) Unpublish(ctx context.Context, sandbox string, specs []berth.PortSpec) ([]berth.Port, error) {
+	return w.Engine.Unpublish(ctx, sandbox, specs)
 }
 
 func (w wires) Endpoints(ctx context.Context, sandbox string) (eps []container.Endpoint, err error) {
@@ -81,4 +86,25 @@ func (w wires) Endpoints(ctx context.Context, sandbox string) (eps []container.E
 		eps = append(eps, ep)
 	}
 	return eps, nil
+}
+
+// wish tries a change on the container that ref names, if it names one: it is to
+// outlive a restart. A dry run has no wishes.
+func (p *program) wish(ctx context.Context, e *engine.Engine, ref string, do func(*container.Service, string) error) (bool, error) {
+	if p.dryRun || strings.Contains(ref, ":") {
+		return false, nil
+	}
+	s, err := p.service(wires{e})
+	if err != nil {
+		return false, err
+	}
+	defer s.Close()
+	c, err := s.Find(ctx, ref)
+	if errors.Is(err, berth.ErrNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return true, do(s, c.ID)
 }

@@ -64,6 +64,7 @@ func (s *Service) revive(ctx context.Context, id string) error {
 
 // ending is locked, for a run that is known to be over.
 func (s *Service) ending(ctx context.Context, id string) (c berth.Container, r *berth.Run, unlock func(), err error) {
+	s.tools()
 	if unlock, err = s.lock(ctx, id); err != nil {
 		return c, nil, nil, err
 	}

@@ -13,6 +13,7 @@ func (s *Service) Logs(ctx context.Context, ref string, o oci.LogOptions, stdout
 	if err != nil {
 		return err
 	}
+	o.Keeps = logMax(c)
 	ended := make(chan struct{})
 	if r == nil || s.dead(*r) {
 		close(ended)

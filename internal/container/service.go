@@ -19,6 +19,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"berth"
@@ -41,7 +42,8 @@ type Networks interface {
 	// need.
 	Connect(ctx context.Context, sandbox string, a berth.Attachment) (Endpoint, error)
 	Disconnect(ctx context.Context, sandbox, network string) error
-	Publish(ctx context.Context, sandbox string, specs []berth.PortSpec) ([]berth.Port, error)
+	Publish(ctx context.Context, sandbox string, specs []berth.PortSpec, o PublishChoice) ([]berth.Port, error)
+	Unpublish(ctx context.Context, sandbox string, specs []berth.PortSpec) ([]berth.Port, error)
 	// Endpoints returns how a sandbox is connected.
 	Endpoints(ctx context.Context, sandbox string) ([]Endpoint, error)
 }
@@ -66,16 +68,19 @@ type Options struct {
 
 // A Service keeps the containers of one host.
 type Service struct {
-	o       Options
-	store   *store.Store
+	o     Options
+	store *store.Store
+
+	once    sync.Once // finds the following, which most commands do without
 	mode    cgroup.Mode
 	runtime oci.Runtime
 	monitor oci.Monitor
+	lacks   error // what no container can run without
 }
 
-// Open opens the containers of a host. It returns an error that matches
-// [berth.ErrUnsupported] and names the package to install if there is no runtime
-// or no conmon.
+// Open opens the containers of a host. That there is no runtime or no conmon is
+// an error of what needs them, which matches [berth.ErrUnsupported] and names the
+// package to install.
 func Open(o Options) (*Service, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -88,16 +93,18 @@ func Open(o Options) (*Service, error) {
 	if s.store, err = store.Open(o.Root, o.Run, host); err != nil {
 		return nil, err
 	}
-	if s.mode, err = cgroup.Detect(); err != nil {
-		return nil, err
-	}
-	if s.runtime, err = oci.FindRuntime(o.Runtime, filepath.Join(o.Run, "runtime"), s.mode.Version == cgroup.V2); err != nil {
-		return nil, err
-	}
-	if s.monitor, err = oci.FindMonitor(); err != nil {
-		return nil, err
-	}
 	return s, nil
+}
+
+// tools looks for what containers run with.
+func (s *Service) tools() {
+	s.once.Do(func() {
+		var err1, err2, err3 error
+		s.mode, err1 = cgroup.Detect()
+		s.runtime, err2 = oci.FindRuntime(s.o.Runtime, filepath.Join(s.o.Run, "runtime"), s.mode.Version == cgroup.V2)
+		s.monitor, err3 = oci.FindMonitor()
+		s.lacks = errors.Join(err1, err2, err3)
+	})
 }
 
 func thisHost() (h store.Host, err error) {
@@ -155,6 +162,7 @@ func (s *Service) find(ctx context.Context, ref string) (c berth.Container, r *b
 // locked finds a container and holds its lock. What has died of it is taken away
 // first, so that a run that is returned is alive.
 func (s *Service) locked(ctx context.Context, ref string) (c berth.Container, r *berth.Run, unlock func(), err error) {
+	s.tools()
 	if c, _, err = s.find(ctx, ref); err != nil {
 		return c, nil, nil, err
 	}
@@ -225,6 +233,9 @@ func (s *Service) Create(ctx context.Context, c berth.Container) (berth.Containe
 
 // possible refuses what this host cannot do.
 func (s *Service) possible(c berth.Container) error {
+	if s.tools(); s.lacks != nil {
+		return s.lacks
+	}
 	if err := cgroup.Check(c.Limits, s.mode); err != nil {
 		return err
 	}

@@ -66,6 +66,9 @@ func (e *StartError) Unwrap() error { return e.Err }
 
 // raise brings a container up, intent before effect.
 func (s *Service) raise(ctx context.Context, c *berth.Container, r *berth.Run, ready func(string) error) error {
+	if s.lacks != nil {
+		return s.lacks
+	}
 	if c.Net.Mode == "" {
 		r.Sandbox = c.Name
 	}
@@ -95,6 +98,7 @@ func (s *Service) raise(ctx context.Context, c *berth.Container, r *berth.Run, r
 	pid, monitor, err := s.monitor.Create(ctx, oci.Watch{
 		ID: c.ID, Bundle: s.bundle(c.ID), Runtime: s.runtime, Log: s.LogPath(c.ID), LogMaxSize: logMax(*c), ExitDir: s.exits(),
 		OnExit: append(append([]string{}, s.o.OnExit...), c.ID), Terminal: c.Process.Terminal, Stdin: c.Process.Stdin,
+		KeepStdin: c.Process.Terminal || !r.Attended,
 		Place: func(pid int) error { return s.mode.Group(cgroup.MonitorGroup).Add(pid) },
 	})
 	w := <-wires
@@ -171,7 +175,7 @@ func (s *Service) connect(ctx context.Context, c *berth.Container, r *berth.Run)
 	}
 	crash.Point("container.connected")
 	if len(c.Net.Ports) > 0 {
-		_, err = s.o.Networks.Publish(ctx, r.Sandbox, c.Net.Ports)
+		_, err = s.o.Networks.Publish(ctx, r.Sandbox, c.Net.Ports, PublishChoice{})
 	}
 	return eps, err
 }

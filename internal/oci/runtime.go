@@ -179,7 +179,10 @@ type Watch struct {
 	// OnExit is the command that the monitor runs when all is over.
 	OnExit   []string
 	Terminal bool
-	Stdin    bool // stays open when nobody is attached
+	Stdin    bool // there is a standard input
+	// KeepStdin leaves it open when whoever is attached leaves: conmon closes it
+	// with its first client otherwise, which is how that client's end is told.
+	KeepStdin bool
 	// Place is called with the monitor's pid before it does anything, to put it
 	// into a cgroup. Nil: it stays in the caller's.
 	Place func(pid int) error
@@ -205,6 +208,9 @@ func (m Monitor) Create(ctx context.Context, w Watch) (pid, monitor int, err err
 	}
 	if w.Stdin {
 		args = append(args, "--stdin")
+		if w.KeepStdin {
+			args = append(args, "--leave-stdin-open")
+		}
 	}
 	if len(w.OnExit) > 0 {
 		args = append(args, "--exit-command", w.OnExit[0])
