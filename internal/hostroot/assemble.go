@@ -109,14 +109,38 @@ func (b *bench) mount(all []tree) error {
 			return fmt.Errorf("show %s in the container: %w", t.path, err)
 		}
 	}
-	return nil
+	return b.system()
 }
+
+// system shows the processors and the memory as an unprivileged user sees them.
+func (b *bench) system() error {
+	const path = "/sys/devices/system"
+	if err := mkdir("src/system", 0o755); err != nil {
+		return err
+	}
+	if err := unix.Mount(path, "src/system", "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("show %s in the container: %w", path, err)
+	}
+	at, err := b.place(path)
+	if err != nil {
+		return fmt.Errorf("show %s in the container: %w", path, err)
+	}
+	defer unix.Close(at)
+	return asNobody(func() error { return mountOverlay(fdPath(at), "lowerdir=src/system:empty") })
+}
+
+// place opens a directory of the result. The container wrote there before: its
+// links must not lead out of its root.
+func (b *bench) place(path string) (int, error) {
+	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
+	return unix.Openat2(b.root, path, &how)
+}
+
+func fdPath(fd int) string { return "/proc/thread-self/fd/" + strconv.Itoa(fd) }
 
 // tree mounts the n-th tree.
 func (b *bench) tree(n int, t tree) error {
-	// The container wrote there before: its links must not lead out of its root.
-	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
-	at, err := unix.Openat2(b.root, t.path, &how)
+	at, err := b.place(t.path)
 	if t.mounted && (errors.Is(err, unix.EACCES) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR)) {
 		return nil // no unprivileged user gets there, or the container removed the way
 	} else if err != nil {
@@ -139,7 +163,7 @@ func (b *bench) tree(n int, t tree) error {
 	if t.path == "/etc" {
 		lower = "etc:" + lower
 	}
-	return b.overlay(t.path, n, lower, &t.stat, "/proc/thread-self/fd/"+strconv.Itoa(at))
+	return b.overlay(t.path, n, lower, &t.stat, fdPath(at))
 }
 
 // filtered returns what shows of the directory src what an unprivileged user

@@ -15,7 +15,8 @@ var baseDirs = []struct {
 	mode uint32
 }{
 	{"dev", 0o755}, {"home", 0o755}, {"media", 0o755}, {"mnt", 0o755}, {"proc", 0o555}, {"root", 0o700}, {"run", 0o755},
-	{"run/lock", 0o1777}, {"srv", 0o755}, {"sys", 0o555}, {"tmp", 0o1777}, {"var", 0o755}, {"var/cache", 0o755},
+	{"run/lock", 0o1777}, {"srv", 0o755}, {"sys", 0o555}, {"sys/devices", 0o555},
+	{"sys/devices/system", 0o555}, {"sys/fs", 0o555}, {"sys/fs/cgroup", 0o555}, {"tmp", 0o1777}, {"var", 0o755}, {"var/cache", 0o755},
 	{"var/lib", 0o755}, {"var/log", 0o755}, {"var/spool", 0o755}, {"var/tmp", 0o1777},
 }
 

@@ -24,9 +24,9 @@
 // host gives anybody more than they have, no device node opens.
 //
 // What it does not do: it isolates files and nothing else. The caller gives
-// the namespaces, drops CAP_MKNOD, hides what [Root] says of /proc and /sys
-// and gives neither CAP_SYS_ADMIN nor CAP_DAC_READ_SEARCH nor the host's pids
-// to who is to be kept in. A change of the host during a run, as an upgrade of
+// the namespaces, does with /proc and /sys what [Root] says, and gives neither
+// CAP_SYS_ADMIN nor CAP_DAC_READ_SEARCH nor the host's pids to who is to be kept
+// in. A change of the host during a run, as an upgrade of
 // its packages, is seen inside, and seen mixed with what was copied before it.
 // An overlay cannot be put on an overlay on an overlay: where the host's own
 // directory lies on one, the closed files are looked for at each start and
@@ -54,14 +54,16 @@ type Options struct {
 	ReadOnly bool
 }
 
-// A Root is what the runtime is to be told. It needs neither a user namespace
-// nor further mounts.
+// A Root is what the runtime is to be told. It needs no user namespace. A
+// sysfs must not be mounted over its /sys, where the processors and memory nodes
+// are and a place for the cgroups: in a whole one uid 0 makes devices by reading
+// a file.
 type Root struct {
 	// Path is the runtime's root.path: a tree of mounts.
 	Path string
-	// Masked are the paths of /proc and /sys that the container's uid 0 could
-	// read because it is the host's, and another user could not: for the
-	// runtime's linux.maskedPaths, beside the usual ones.
+	// Masked are the paths of /proc that the container's uid 0 could read
+	// because it is the host's, and another user could not: for the runtime's
+	// linux.maskedPaths, beside the usual ones.
 	Masked []string
 }
 

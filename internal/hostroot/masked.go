@@ -8,16 +8,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What a container keeps of directories of /sys: what a program asks to know
-// its processors, its links and its limits. The rest are files of the hardware
-// and of the kernel, many of them its uid 0's own.
-var keptOfSys = map[string][]string{
-	"/sys":                 {"block", "class", "dev", "devices", "fs"},
-	"/sys/devices":         {"system", "virtual"},
-	"/sys/devices/virtual": {"net"},
-	"/sys/fs":              {"cgroup"},
-}
-
 // Directories of /proc with files of the host. The settings of the network are
 // the container's own.
 var looksOfProc = []string{
@@ -25,23 +15,16 @@ var looksOfProc = []string{
 	"/proc/sys/vm", "/proc/sys/fs", "/proc/sys/debug", "/proc/sys/dev",
 }
 
-// masked lists what of /proc and /sys has to be hidden: the container's uid 0
-// is the host's, an owner needs no capability to read its file, and no overlay
-// can stand before these.
+// masked lists what of /proc has to be hidden: the container's uid 0 is the
+// host's, an owner needs no capability to read its file, and no overlay takes
+// /proc. What can only be written is left: the runtime mounts it read-only.
 func masked() []string {
 	var paths []string
-	for dir, kept := range keptOfSys {
-		for _, name := range names(dir) {
-			if !slices.Contains(kept, name) {
-				paths = append(paths, filepath.Join(dir, name))
-			}
-		}
-	}
 	for _, dir := range looksOfProc {
 		for _, name := range names(dir) {
 			path := filepath.Join(dir, name)
 			var st unix.Stat_t
-			if name[0] > '9' && unix.Lstat(path, &st) == nil && closed(&st) {
+			if name[0] > '9' && unix.Lstat(path, &st) == nil && closed(&st) && st.Mode&0o400 != 0 {
 				paths = append(paths, path)
 			}
 		}

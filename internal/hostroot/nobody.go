@@ -22,7 +22,13 @@ func asNobody(f func() error) error {
 	if err := unix.Capget(&header, &all[0]); err != nil {
 		return fmt.Errorf("read capabilities: %w", err)
 	}
-	// Without this the change of the uid takes them for good.
+	// A change of the uid makes the whole process undumpable, whose /proc/self
+	// then is root's of the initial user namespace.
+	dumpable, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0)
+	if err != nil {
+		return fmt.Errorf("read whether the process is dumpable: %w", err)
+	}
+	// Without this the change of the uid takes the capabilities for good.
 	if err := unix.Prctl(unix.PR_SET_KEEPCAPS, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("keep capabilities: %w", err)
 	}
@@ -40,6 +46,9 @@ func asNobody(f func() error) error {
 	}
 	if err := become(0); err != nil {
 		return err
+	}
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, uintptr(dumpable&1), 0, 0, 0); err != nil {
+		return fmt.Errorf("make the process dumpable again: %w", err)
 	}
 	return failed
 }
