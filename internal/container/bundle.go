@@ -1,69 +1,118 @@
 package container
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"berth"
 	"berth/internal/cgroup"
+	"berth/internal/hostroot"
 	"berth/internal/oci"
 )
 
 // group is a container's cgroup.
 func (s *Service) group(id string) cgroup.Group { return s.mode.Group("/berth/" + id) }
 
-// spec is what the runtime is told of a container whose network namespace is at
-// a path.
-func (s *Service) spec(c *berth.Container, nsPath string) (*specs.Spec, error) {
+// spec is what the runtime is told of a container whose namespaces are at paths.
+func (s *Service) spec(c *berth.Container, netns, pidns string) (*specs.Spec, error) {
 	h := oci.Host{
 		Arch: runtime.GOARCH, Kernel: kernelRelease(), CPUs: runtime.NumCPU(),
-		Rootfs: c.Rootfs, Cgroup: s.group(c.ID).String(),
+		Rootfs: c.Rootfs, Cgroup: s.group(c.ID).String(), PidNS: pidns,
 		Hosts:      filepath.Join(s.dir(c.ID), hostsFile),
 		ResolvConf: filepath.Join(s.dir(c.ID), resolvFile),
 		Hostname:   filepath.Join(s.dir(c.ID), hostnameFile),
 		Init:       initProgram(), SwapLimit: s.mode.Swap,
 		AppArmor: enabled("/sys/module/apparmor/parameters/enabled"), SELinux: exists("/sys/fs/selinux/enforce"),
 	}
-	if nsPath != newNamespace {
-		h.NetNS = nsPath
+	if netns != newNamespace {
+		h.NetNS = netns
 	}
-	var err error
-	if h.User, err = oci.ResolveUser(h.Rootfs, c.Process.User, c.Process.Groups); err != nil {
+	if c.Rootfs != hostRoot {
+		if err := look(c, &h); err != nil {
+			return nil, err
+		}
+		return oci.Spec(*c, h)
+	}
+	root, err := hostroot.Mount(s.layers(c.ID), hostroot.Options{Expose: c.Expose, ReadOnly: c.ReadOnly})
+	if err != nil {
 		return nil, err
+	}
+	h.Rootfs = root.Path
+	if err := look(c, &h); err != nil {
+		return nil, err
+	}
+	spec, err := oci.Spec(*c, h)
+	if err != nil {
+		return nil, err
+	}
+	spec.Linux.MaskedPaths = append(spec.Linux.MaskedPaths, root.Masked...)
+	spec.Mounts = slices.DeleteFunc(spec.Mounts, func(m specs.Mount) bool { return m.Type == "sysfs" })
+	return spec, nil
+}
+
+// look adds to h what has to be looked up on this host.
+func look(c *berth.Container, h *oci.Host) (err error) {
+	if h.User, err = oci.ResolveUser(h.Rootfs, c.Process.User, c.Process.Groups); err != nil {
+		return err
 	}
 	if h.Caps, err = oci.Capabilities(); err != nil {
-		return nil, err
+		return err
 	}
 	if h.Files, err = oci.Sources(c.Mounts); err != nil {
-		return nil, err
+		return err
 	}
 	nodes := []string{}
 	for _, d := range c.Devices {
 		nodes = append(nodes, d.Source)
 	}
-	for _, t := range append(append([]berth.Throttle{}, c.Limits.DeviceReadBps...), c.Limits.DeviceWriteBps...) {
+	for _, t := range slices.Concat(c.Limits.DeviceReadBps, c.Limits.DeviceWriteBps) {
 		nodes = append(nodes, t.Device)
 	}
 	if c.Security.Privileged {
 		nodes = append(nodes, "/dev")
 	}
 	if h.Devices, err = oci.Devices(nodes...); err != nil {
-		return nil, err
+		return err
 	}
 	if profile := c.Security.Seccomp; profile != "" && profile != "unconfined" {
-		if h.Seccomp, err = os.ReadFile(profile); err != nil {
-			return nil, err
-		}
+		h.Seccomp, err = os.ReadFile(profile)
 	}
-	return oci.Spec(*c, h)
+	return err
 }
 
-// unprepare takes away what prepare made beside files.
-func (s *Service) unprepare(*berth.Container) error { return nil }
+// hostRoot is the root file system of a container that sees this host's own
+// programs.
+const hostRoot = "host"
+
+// layers is where a container of hostRoot keeps what it writes.
+func (s *Service) layers(id string) string { return filepath.Join(s.dir(id), "host") }
+
+// boxed refuses what would open a container of hostRoot to the host
+// (docs/decisions/0013).
+func boxed(c berth.Container) error {
+	no := func(what, why string) error {
+		return fmt.Errorf("--rootfs host with %s: %s: %w", what, why, berth.ErrInvalid)
+	}
+	switch {
+	case c.Security.Privileged:
+		return no("--privileged", "its root would be the host's")
+	case c.PidMode == "host":
+		return no("--pid host", "the host's processes lead to its files")
+	}
+	for _, name := range c.Security.CapAdd {
+		switch strings.TrimPrefix(strings.ToUpper(name), "CAP_") {
+		case "ALL", "SYS_ADMIN", "DAC_READ_SEARCH":
+			return no("--cap-add "+name, "it leads around the permissions of the host's files")
+		}
+	}
+	return nil
+}
 
 func kernelRelease() string {
 	b, _ := os.ReadFile("/proc/sys/kernel/osrelease") // best effort: unknown is old

@@ -11,6 +11,7 @@ import (
 
 	"berth"
 	"berth/internal/crash"
+	"berth/internal/hostroot"
 	"berth/internal/oci"
 	"berth/internal/store"
 )
@@ -123,7 +124,9 @@ func (s *Service) clear(ctx context.Context, c *berth.Container, r *berth.Run) e
 	if group := s.group(c.ID); group.Exists() {
 		errs = append(errs, group.Kill(), group.Remove())
 	}
-	errs = append(errs, s.unprepare(c))
+	if c.Rootfs == hostRoot {
+		errs = append(errs, hostroot.Unmount(s.layers(c.ID)))
+	}
 	if r.Sandbox != "" {
 		errs = append(errs, s.o.Networks.Remove(ctx, r.Sandbox, c.ID))
 	}
@@ -152,6 +155,11 @@ func (s *Service) ended(id string) bool {
 
 // forget removes a container that is not in the kernel.
 func (s *Service) forget(ctx context.Context, c *berth.Container) error {
+	if c.Rootfs == hostRoot {
+		if err := hostroot.Remove(s.layers(c.ID)); err != nil {
+			return err
+		}
+	}
 	if err := os.RemoveAll(s.dir(c.ID)); err != nil {
 		return err
 	}

@@ -242,10 +242,10 @@ func (s *Service) possible(c berth.Container) error {
 	if len(c.Net.Ports) > 0 && c.Net.Mode != "" {
 		return fmt.Errorf("ports cannot be published with --network %s: %w", c.Net.Mode, berth.ErrInvalid)
 	}
-	info, err := os.Stat(c.Rootfs)
-	if c.Rootfs == "host" {
-		return nil
+	if c.Rootfs == hostRoot {
+		return boxed(c)
 	}
+	info, err := os.Stat(c.Rootfs)
 	if err != nil {
 		return fmt.Errorf("root file system: %w", err)
 	}

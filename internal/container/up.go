@@ -81,7 +81,13 @@ func (s *Service) raise(ctx context.Context, c *berth.Container, r *berth.Run, r
 		return err
 	}
 	crash.Point("container.namespace")
-	if err := s.prepare(c, nsPath); err != nil {
+	pidns := ""
+	if kind, arg := mode(c.PidMode); kind == "container" {
+		if pidns, err = s.namespaceOf(ctx, arg, "pid"); err != nil {
+			return err
+		}
+	}
+	if err := s.prepare(c, nsPath, pidns); err != nil {
 		return err
 	}
 	crash.Point("container.bundle")
@@ -99,7 +105,7 @@ func (s *Service) raise(ctx context.Context, c *berth.Container, r *berth.Run, r
 		ID: c.ID, Bundle: s.bundle(c.ID), Runtime: s.runtime, Log: s.LogPath(c.ID), LogMaxSize: logMax(*c), ExitDir: s.exits(),
 		OnExit: append(append([]string{}, s.o.OnExit...), c.ID), Terminal: c.Process.Terminal, Stdin: c.Process.Stdin,
 		KeepStdin: c.Process.Terminal || !r.Attended,
-		Place: func(pid int) error { return s.mode.Group(cgroup.MonitorGroup).Add(pid) },
+		Place:     func(pid int) error { return s.mode.Group(cgroup.MonitorGroup).Add(pid) },
 	})
 	w := <-wires
 	if err = errors.Join(err, w.err); err != nil {
@@ -182,7 +188,7 @@ func (s *Service) connect(ctx context.Context, c *berth.Container, r *berth.Run)
 
 // prepare writes the bundle: what the runtime reads, and the files that are laid
 // over the container's own.
-func (s *Service) prepare(c *berth.Container, nsPath string) error {
+func (s *Service) prepare(c *berth.Container, nsPath, pidns string) error {
 	for _, d := range []string{s.bundle(c.ID), s.exits(), s.runtime.Root, s.dir(c.ID)} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return err
@@ -194,7 +200,7 @@ func (s *Service) prepare(c *berth.Container, nsPath string) error {
 	if err := s.writeNames(c, nil); err != nil {
 		return err
 	}
-	spec, err := s.spec(c, nsPath)
+	spec, err := s.spec(c, nsPath, pidns)
 	if err != nil {
 		return err
 	}
