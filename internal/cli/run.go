@@ -207,8 +207,10 @@ func (p *program) follow(ctx context.Context, s *container.Service, c berth.Cont
 		return err
 	}
 	end := <-over
+	// What takes it away reads the exit status too.
+	err = errors.Join(end.err, s.Gone(ctx, c.ID))
 	s.Forget(c.ID)
-	if err := errors.Join(end.err, s.Gone(ctx, c.ID)); err != nil {
+	if err != nil {
 		return err
 	}
 	return failed(end.code)
