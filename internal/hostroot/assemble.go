@@ -3,6 +3,7 @@ package hostroot
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -26,14 +27,25 @@ func assemble(dir string, o Options) (fd int, err error) {
 	if err != nil {
 		return -1, err
 	}
+	onThread(func() { fd, err = assembleHere(dir, o) })
+	return fd, err
+}
+
+// onThread runs f on a thread that ends with it. It is not the first one: that
+// does not end, and is the one that /proc/self tells of.
+func onThread(f func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
-		fd, err = assembleHere(dir, o)
+		runtime.LockOSThread()
+		if unix.Gettid() == os.Getpid() {
+			defer runtime.UnlockOSThread()
+			onThread(f)
+			return
+		}
+		f()
 	}()
 	<-done
-	return fd, err
 }
 
 // A bench is where a tree is put together: a tmpfs that is the working
@@ -117,6 +129,9 @@ func (b *bench) mount(all []tree) error {
 // system shows the processors and the memory as an unprivileged user sees them.
 func (b *bench) system() error {
 	const path = "/sys/devices/system"
+	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+		return nil // no sysfs, no container that has one
+	}
 	if err := mkdir("src/system", 0o755); err != nil {
 		return err
 	}

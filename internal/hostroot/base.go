@@ -91,7 +91,7 @@ func openIn(root int, path string) (int, error) {
 // account of them is locked.
 func makeEtc(at, etc string) error {
 	for _, name := range []string{"hosts", "hostname", "resolv.conf"} {
-		if err := os.WriteFile(filepath.Join(at, name), nil, 0o644); err != nil {
+		if err := write(filepath.Join(at, name), nil, 0o644); err != nil {
 			return err
 		}
 	}
@@ -107,11 +107,19 @@ func makeEtc(at, etc string) error {
 		} else if err != nil {
 			return err
 		}
-		if err := os.WriteFile(filepath.Join(at, f.to), locked(names, f.rest), 0o640); err != nil {
+		if err := write(filepath.Join(at, f.to), locked(names, f.rest), 0o640); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// write writes a file with just this mode, whatever the umask.
+func write(path string, content []byte, mode os.FileMode) error {
+	if err := os.WriteFile(path, content, 0o600); err != nil {
+		return err
+	}
+	return os.Chmod(path, mode)
 }
 
 // locked has a line for each account of a passwd or group file.

@@ -30,6 +30,13 @@ func mountsBelow(t testing.TB, dir string) (found []string) {
 	return found
 }
 
+func threadNS(t *testing.T) string {
+	t.Helper()
+	ns, err := os.Readlink("/proc/thread-self/ns/mnt")
+	must(t, err)
+	return ns
+}
+
 func readable(path string) bool {
 	_, err := os.ReadDir(path)
 	return err == nil
@@ -37,6 +44,9 @@ func readable(path string) bool {
 
 func TestMountTwiceIsOnce(t *testing.T) {
 	dir, root := mounted(t, Options{})
+	if here, err := os.Readlink("/proc/self/ns/mnt"); err != nil || here != threadNS(t) {
+		t.Errorf("the process is in %s now: %v", here, err)
+	}
 	before := mountsBelow(t, dir)
 	again, err := Mount(dir, Options{})
 	must(t, err)
@@ -254,6 +264,7 @@ func TestAccounts(t *testing.T) {
 	put(t, filepath.Join(h, "etc/shadow"), "root:$6$secret:1::::::\n", 0o640)
 	put(t, filepath.Join(h, "etc/ssl/private/key"), "secret", 0o600)
 	must(t, os.Symlink("../run/stub", filepath.Join(h, "etc/resolv.conf")))
+	defer unix.Umask(unix.Umask(0o077))
 	_, root := mounted(t, Options{})
 	b, err := os.ReadFile(filepath.Join(root.Path, "etc/shadow"))
 	if want := "root:*:19000:0:99999:7:::\nme:*:19000:0:99999:7:::\n"; string(b) != want {
@@ -263,7 +274,7 @@ func TestAccounts(t *testing.T) {
 		t.Errorf("key: %v", err)
 	}
 	for _, name := range []string{"hosts", "hostname", "resolv.conf"} {
-		if info, err := os.Lstat(filepath.Join(root.Path, "etc", name)); err != nil || !info.Mode().IsRegular() {
+		if info, err := os.Lstat(filepath.Join(root.Path, "etc", name)); err != nil || info.Mode() != 0o644 {
 			t.Errorf("%s is no file to mount over: %v", name, err)
 		}
 	}
