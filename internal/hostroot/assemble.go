@@ -3,12 +3,14 @@ package hostroot
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
 	"strconv"
 
 	"berth"
+	"berth/internal/crash"
 
 	"golang.org/x/sys/unix"
 )
@@ -25,14 +27,25 @@ func assemble(dir string, o Options) (fd int, err error) {
 	if err != nil {
 		return -1, err
 	}
+	onThread(func() { fd, err = assembleHere(dir, o) })
+	return fd, err
+}
+
+// onThread runs f on a thread that ends with it. It is not the first one: that
+// does not end, and is the one that /proc/self tells of.
+func onThread(f func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
-		fd, err = assembleHere(dir, o)
+		runtime.LockOSThread()
+		if unix.Gettid() == os.Getpid() {
+			defer runtime.UnlockOSThread()
+			onThread(f)
+			return
+		}
+		f()
 	}()
 	<-done
-	return fd, err
 }
 
 // A bench is where a tree is put together: a tmpfs that is the working
@@ -47,7 +60,7 @@ func assemble(dir string, o Options) (fd int, err error) {
 //	root    the result
 type bench struct {
 	layers string
-	root   int // root, opened
+	root   int // the directory root, opened
 }
 
 func assembleHere(dir string, o Options) (int, error) {
@@ -61,7 +74,8 @@ func assembleHere(dir string, o Options) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	b := bench{layers: filepath.Join(dir, layersDir)}
+	b := bench{layers: filepath.Join(dir, layersDir), root: -1}
+	defer func() { unix.Close(b.root) }()
 	if err := b.set(filepath.Join(dir, "root"), all, links); err != nil {
 		return -1, err
 	}
@@ -115,13 +129,16 @@ func (b *bench) mount(all []tree) error {
 // system shows the processors and the memory as an unprivileged user sees them.
 func (b *bench) system() error {
 	const path = "/sys/devices/system"
+	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+		return nil // no sysfs, no container that has one
+	}
 	if err := mkdir("src/system", 0o755); err != nil {
 		return err
 	}
 	if err := unix.Mount(path, "src/system", "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("show %s in the container: %w", path, err)
 	}
-	at, err := b.place(path)
+	at, err := openIn(b.root, path)
 	if err != nil {
 		return fmt.Errorf("show %s in the container: %w", path, err)
 	}
@@ -129,18 +146,12 @@ func (b *bench) system() error {
 	return asNobody(func() error { return mountOverlay(fdPath(at), "lowerdir=src/system:empty") })
 }
 
-// place opens a directory of the result. The container wrote there before: its
-// links must not lead out of its root.
-func (b *bench) place(path string) (int, error) {
-	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
-	return unix.Openat2(b.root, path, &how)
-}
-
 func fdPath(fd int) string { return "/proc/thread-self/fd/" + strconv.Itoa(fd) }
 
 // tree mounts the n-th tree.
 func (b *bench) tree(n int, t tree) error {
-	at, err := b.place(t.path)
+	// The container wrote there before: nothing there is to be believed.
+	at, err := openIn(b.root, t.path)
 	if t.mounted && (errors.Is(err, unix.EACCES) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR)) {
 		return nil // no unprivileged user gets there, or the container removed the way
 	} else if err != nil {
@@ -160,6 +171,7 @@ func (b *bench) tree(n int, t tree) error {
 	if err != nil {
 		return err
 	}
+	crash.Point("hostroot tree")
 	if t.path == "/etc" {
 		lower = "etc:" + lower
 	}

@@ -3,10 +3,12 @@ package hostroot
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // baseDirs are the directories of "/" that a container finds empty.
@@ -36,23 +38,51 @@ func makeBase(at string, all []tree, links []link) error {
 			return err
 		}
 	}
+	root, err := unix.Open(at, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: at, Err: err}
+	}
+	defer unix.Close(root)
 	for _, t := range all {
 		if t.mounted {
 			continue // its place is in another tree
 		}
-		path := at
-		for name := range strings.SplitSeq(strings.Trim(t.path, "/"), "/") {
-			path = filepath.Join(path, name)
-			// Lstat: a link of the base leads to the host's "/" from here.
-			if _, err := os.Lstat(path); err == nil {
-				continue
-			}
-			if err := mkdir(path, 0o755); err != nil {
-				return err
-			}
+		if err := mkdirAllIn(root, t.path); err != nil {
+			return fmt.Errorf("make a place for %s: %w", t.path, err)
 		}
 	}
 	return nil
+}
+
+// mkdirAllIn makes a directory and those on the way to it. Links, as /var/run,
+// are followed as if root were "/".
+func mkdirAllIn(root int, path string) error {
+	fd, err := openIn(root, path)
+	if err == nil {
+		return unix.Close(fd)
+	} else if !errors.Is(err, unix.ENOENT) {
+		return err
+	}
+	dir, name := filepath.Split(path)
+	dir = filepath.Clean(dir)
+	if err := mkdirAllIn(root, dir); err != nil {
+		return err
+	}
+	fd, err = openIn(root, dir)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.Mkdirat(fd, name, 0o700); err != nil {
+		return err
+	}
+	return unix.Fchmodat(fd, name, 0o755, 0)
+}
+
+// openIn opens a directory of a root. Its links do not lead out of it.
+func openIn(root int, path string) (int, error) {
+	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
+	return unix.Openat2(root, path, &how)
 }
 
 // makeEtc makes what lies over the host's /etc: the three files that the
@@ -61,7 +91,7 @@ func makeBase(at string, all []tree, links []link) error {
 // account of them is locked.
 func makeEtc(at, etc string) error {
 	for _, name := range []string{"hosts", "hostname", "resolv.conf"} {
-		if err := os.WriteFile(filepath.Join(at, name), nil, 0o644); err != nil {
+		if err := write(filepath.Join(at, name), nil, 0o644); err != nil {
 			return err
 		}
 	}
@@ -77,11 +107,19 @@ func makeEtc(at, etc string) error {
 		} else if err != nil {
 			return err
 		}
-		if err := os.WriteFile(filepath.Join(at, f.to), locked(names, f.rest), 0o640); err != nil {
+		if err := write(filepath.Join(at, f.to), locked(names, f.rest), 0o640); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// write writes a file with just this mode, whatever the umask.
+func write(path string, content []byte, mode os.FileMode) error {
+	if err := os.WriteFile(path, content, 0o600); err != nil {
+		return err
+	}
+	return os.Chmod(path, mode)
 }
 
 // locked has a line for each account of a passwd or group file.

@@ -71,8 +71,28 @@ func Diff(dir string) ([]Change, error) {
 			return nil, err
 		}
 	}
-	slices.SortFunc(d.changes, func(a, b Change) int { return cmp.Compare(a.Path, b.Path) })
-	return d.changes, nil
+	return withParents(d.changes), nil
+}
+
+// withParents adds the directories above the changes, and sorts.
+func withParents(changes []Change) []Change {
+	kinds := map[string]Kind{}
+	for _, c := range changes {
+		kinds[c.Path] = c.Kind
+	}
+	for _, c := range changes {
+		for dir := filepath.Dir(c.Path); dir != "/"; dir = filepath.Dir(dir) {
+			if kinds[dir] == 0 {
+				kinds[dir] = Changed
+			}
+		}
+	}
+	all := make([]Change, 0, len(kinds))
+	for path, kind := range kinds {
+		all = append(all, Change{path, kind})
+	}
+	slices.SortFunc(all, func(a, b Change) int { return cmp.Compare(a.Path, b.Path) })
+	return all
 }
 
 // A diff collects changes.

@@ -132,7 +132,7 @@ func Remove(dir string) error {
 	if err := unmount(filepath.Join(dir, layersDir)); err != nil {
 		return err
 	}
-	return removeAll(dir)
+	return os.RemoveAll(dir)
 }
 
 // isMount reports whether something is mounted at a path.

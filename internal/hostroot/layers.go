@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"berth/internal/crash"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -38,6 +40,7 @@ func makeLayer(layers, path string, like *unix.Stat_t) error {
 	if err := unix.Chmod(fresh, like.Mode&0o7777); err != nil {
 		return err
 	}
+	crash.Point("hostroot layer")
 	times := []unix.Timespec{like.Atim, like.Mtim}
 	if err := unix.UtimesNanoAt(unix.AT_FDCWD, fresh, times, 0); err != nil {
 		return err
@@ -68,8 +71,3 @@ func onOverlay(path string) (bool, error) {
 	}
 	return st.Type == unix.OVERLAYFS_SUPER_MAGIC || st.Type == unix.ECRYPTFS_SUPER_MAGIC, nil
 }
-
-// removeAll removes a directory. A container may have nested directories deeper
-// than this process may have files open, which os.RemoveAll needs one each for:
-// what is too deep is taken out to the top first.
-func removeAll(dir string) error { return os.RemoveAll(dir) }

@@ -116,7 +116,7 @@ func attack(o orders) {
 	attackMounts(o.Look, breach)
 	if o.Uid == 0 {
 		for _, dir := range o.Write {
-			write(dir, breach)
+			writeIn(dir, breach)
 		}
 		if o.Look { // after all that, nothing more is to be seen
 			look(breach)
@@ -327,8 +327,8 @@ func probeUserns() {
 	}
 }
 
-// write does what a container may do, and tells what it could not.
-func write(dir string, failed func(string, ...any)) {
+// writeIn does what a container may do, and tells what it could not.
+func writeIn(dir string, failed func(string, ...any)) {
 	try := func(what string, err error) {
 		if err != nil {
 			failed("%s in %s: %v", what, dir, err)

@@ -65,6 +65,13 @@ func trees(host string, expose []string) ([]tree, []link, error) {
 		if err != nil {
 			return nil, nil, err
 		}
+		if filepath.Dir(t.path) == "/" && allowed(t.path[1:]) {
+			// It is there already. But it was asked for: see open.
+			for i := range found {
+				found[i].exposed = found[i].exposed || found[i].path == t.path
+			}
+			continue
+		}
 		found = append(found, t)
 	}
 	found, err = open(found)
@@ -105,6 +112,11 @@ func exposed(host, path string) (tree, error) {
 		return tree{}, fmt.Errorf("expose %s: there is no such directory: %w", path, berth.ErrInvalid)
 	} else if err != nil {
 		return tree{}, fmt.Errorf("expose %s: %w", path, err)
+	}
+	// Where links of the allow-list lead is known inside: what they lead to is
+	// needed, not their name (/lib/x, /usr/local/data → /data).
+	if dir, err := filepath.EvalSymlinks(filepath.Dir(filepath.Join(host, path))); err == nil && allowListed(host, dir) {
+		path = "/" + strings.TrimPrefix(strings.TrimPrefix(source, host), "/")
 	}
 	return tree{path: path, source: source, exposed: true}, nil
 }
