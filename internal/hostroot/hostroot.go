@@ -9,7 +9,7 @@
 // What it guarantees: nothing below an allow-listed or an exposed path that
 // an unprivileged user of this host cannot read can be read inside, whatever
 // uid runs there, with whatever capabilities Docker gives a container. It is
-// the kernel that holds it, at each access (docs/decisions/0012): what lies
+// the kernel that holds it, at each access (docs/decisions/0013): what lies
 // below the writable overlay is not the host's directory but a second overlay,
 // mounted by nobody:
 //
