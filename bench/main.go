@@ -21,14 +21,12 @@ import (
 	"strings"
 	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 var (
 	quick  = flag.Bool("quick", false, "few rounds: to see that it runs, not to be believed")
 	out    = flag.String("o", "", "write the table to this `file` as well")
-	only   = flag.String("only", "", "only the parts whose names contain this `text`: attach, process, ports, path, conntrack")
+	only   = flag.String("only", "", "only the parts whose names contain this `text`: attach, process, ports, path, conntrack, container")
 	inside = flag.Bool("inside", false, "for itself: it is in its own namespaces, and file 3 is the berth program")
 )
 
@@ -48,12 +46,16 @@ var parts = []struct {
 	{"ports", manyPorts},
 	{"path", dataPath},
 	{"conntrack", connections},
+	{"container", containers},
 }
 
 func main() {
 	flag.Parse()
 	err := outside
-	if *inside {
+	switch {
+	case *inside && os.Getpid() == 1:
+		err = first
+	case *inside:
 		err = measure
 	}
 	if err := err(); err != nil {
@@ -69,8 +71,6 @@ func measure() (err error) {
 			err = r.err
 		}
 	}()
-	check(unix.Mount("", "/", "none", unix.MS_PRIVATE|unix.MS_REC, ""))
-	check(unix.Mount("tmpfs", "/run", "tmpfs", 0, ""))
 	check(unpack(os.NewFile(3, "berth"), berthBin))
 	load := loadAverage()
 	var rows []row
@@ -120,7 +120,7 @@ func outside() error {
 	cmd := exec.Command("/proc/self/exe", append([]string{"-inside"}, os.Args[1:]...)...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	cmd.ExtraFiles = []*os.File{bin}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS | syscall.CLONE_NEWPID, Pdeathsig: syscall.SIGKILL}
 	// An interrupt reaches the child too, and everything of the child ends with
 	// it. It is caught, not ignored: the child would ignore it as well.
 	signal.Notify(make(chan os.Signal, 1), os.Interrupt)

@@ -115,8 +115,8 @@ Made by %[1]s on %s: Linux %s, %d cores, %s, load average %s at the start.
 
 How to run it, as root, on a machine that is otherwise idle:
 
-    make bench                     # installs what it compares with; five minutes; writes this file
-    go run ./bench -quick          # one minute, to see that it runs
+    make bench                     # installs what it compares with; ten minutes; writes this file
+    go run ./bench -quick          # two minutes, to see that it runs
     go run ./bench -only attach    # one part
 
 How to read it:
@@ -128,6 +128,8 @@ How to read it:
   one element in a map per family) over open sockets, and neither looks, locks nor writes anything down.
 - The stores are on a tmpfs, where one of them always is; no step that is measured here writes to the other.
 - A process is what a user types, from fork to exit.
+- A container is of a small static program. Berth, the bare sequence and Podman use the same runtime, and the bare
+  sequence Berth's own config.json; it is conmon and the runtime, started by a loop that writes nothing down.
 - New connections are opened one after the other, accepted, closed and reset; nothing is pinned to a processor.
 - br_netfilter hands bridged packets to the firewall. Where the kernel has it, inside a network is measured with it and
   without: with it, the reference is still a bridge without any rule.
