@@ -102,17 +102,7 @@ func traps(t *testing.T, h string) orders {
 	put(t, at("/etc/passwd"), "root:x:0:0::/root:/bin/sh\nme:x:1000:1000::/home/me:/bin/sh\n", 0o644)
 	put(t, at("/etc/group"), "root:x:0:\n", 0o644)
 	must(t, os.Symlink("../run/resolv.conf", at("/etc/resolv.conf")))
-	for i, mode := range []uint32{0, 0o700, 0o710, 0o701, 0o711, 0o704, 0o750} {
-		dir := fmt.Sprintf("/usr/vault%d", i)
-		put(t, at(dir+"/"+secret), secret, 0o644)
-		must(t, os.Chown(at(dir), owners[i%4], 0))
-		must(t, unix.Chmod(at(dir), mode))
-		if mode != 0o704 { // its names may be read, and they tell where nothing can be opened
-			o.Closed[dir] = ""
-		} else {
-			must(t, os.Rename(at(dir+"/"+secret), at(dir+"/file")))
-		}
-	}
+	vaults(t, at, &o)
 	// A mount in a closed directory, and what is under a mount.
 	must(t, os.MkdirAll(at("/opt/closed/mount"), 0o755))
 	must(t, unix.Mount("hidden", at("/opt/closed/mount"), "tmpfs", 0, "mode=755"))
@@ -128,6 +118,22 @@ func traps(t *testing.T, h string) orders {
 	must(t, os.Symlink("../../../root/x", at("/usr/root")))
 	moreTraps(t, at, &o)
 	return o
+}
+
+// vaults are closed directories.
+func vaults(t *testing.T, at func(string) string, o *orders) {
+	t.Helper()
+	for i, mode := range []uint32{0, 0o700, 0o710, 0o701, 0o711, 0o704, 0o750} {
+		dir := fmt.Sprintf("/usr/vault%d", i)
+		put(t, at(dir+"/"+secret), secret, 0o644)
+		must(t, os.Chown(at(dir), i, 0))
+		must(t, unix.Chmod(at(dir), mode))
+		if mode != 0o704 { // its names may be read, and they tell where nothing can be opened
+			o.Closed[dir] = ""
+		} else {
+			must(t, os.Rename(at(dir+"/"+secret), at(dir+"/file")))
+		}
+	}
 }
 
 // moreTraps are files that are not plain.

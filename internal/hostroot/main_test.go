@@ -126,39 +126,7 @@ func runIn(t *testing.T, root Root, orders any) string {
 	must(t, err)
 	bundle := t.TempDir()
 	put(t, filepath.Join(bundle, "orders"), string(input), 0o644)
-	type object = map[string]any
-	bind := func(from, to string) object {
-		return object{"destination": to, "source": from, "type": "bind", "options": []string{"bind", "ro"}}
-	}
-	caps := object{}
-	for _, set := range []string{"bounding", "effective", "permitted"} {
-		caps[set] = dockerCaps
-	}
-	var namespaces []object
-	for _, kind := range []string{"pid", "mount", "ipc", "uts", "network"} {
-		namespaces = append(namespaces, object{"type": kind})
-	}
-	config, err := json.Marshal(object{
-		"ociVersion": "1.0.2",
-		"root":       object{"path": root.Path},
-		"process": object{
-			"args": []string{"/probe/probe"}, "cwd": "/", "user": object{"uid": 0, "gid": 0}, "capabilities": caps,
-			"env": []string{"HOSTROOT_TEST=probe", "PATH=/usr/bin"},
-		},
-		"mounts": []object{
-			{"destination": "/proc", "type": "proc", "source": "proc", "options": []string{"nosuid", "noexec", "nodev"}},
-			{"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": []string{"nosuid", "mode=755"}},
-			bind(self, "/probe/probe"), bind(filepath.Join(bundle, "orders"), "/probe/orders"),
-		},
-		"linux": object{
-			"namespaces":  namespaces,
-			"cgroupsPath": fmt.Sprintf("/hostroot-test-%d", os.Getpid()),
-			"resources":   object{"devices": []object{{"allow": false, "access": "rwm"}}},
-			"maskedPaths": append(root.Masked, "/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys",
-				"/proc/latency_stats", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi"),
-			"readonlyPaths": []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
-		},
-	})
+	config, err := json.Marshal(spec(root, bind(self, "/probe/probe"), bind(filepath.Join(bundle, "orders"), "/probe/orders")))
 	must(t, err)
 	put(t, filepath.Join(bundle, "config.json"), string(config), 0o644)
 	c := exec.CommandContext(t.Context(), "runc", "--root", filepath.Join(bundle, "state"), "run", "-b", bundle,
@@ -169,4 +137,42 @@ func runIn(t *testing.T, root Root, orders any) string {
 		t.Fatalf("runc: %v\n%s%s", err, &stdout, &stderr)
 	}
 	return stdout.String()
+}
+
+type object = map[string]any
+
+func bind(from, to string) object {
+	return object{"destination": to, "source": from, "type": "bind", "options": []string{"bind", "ro"}}
+}
+
+// spec is the container's, as Docker would write it.
+func spec(root Root, mounts ...object) object {
+	caps := object{}
+	for _, set := range []string{"bounding", "effective", "permitted"} {
+		caps[set] = dockerCaps
+	}
+	var namespaces []object
+	for _, kind := range []string{"pid", "mount", "ipc", "uts", "network"} {
+		namespaces = append(namespaces, object{"type": kind})
+	}
+	return object{
+		"ociVersion": "1.0.2",
+		"root":       object{"path": root.Path},
+		"process": object{
+			"args": []string{"/probe/probe"}, "cwd": "/", "user": object{"uid": 0, "gid": 0}, "capabilities": caps,
+			"env": []string{"HOSTROOT_TEST=probe", "PATH=/usr/bin"},
+		},
+		"mounts": append([]object{
+			{"destination": "/proc", "type": "proc", "source": "proc", "options": []string{"nosuid", "noexec", "nodev"}},
+			{"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": []string{"nosuid", "mode=755"}},
+		}, mounts...),
+		"linux": object{
+			"namespaces":  namespaces,
+			"cgroupsPath": fmt.Sprintf("/hostroot-test-%d", os.Getpid()),
+			"resources":   object{"devices": []object{{"allow": false, "access": "rwm"}}},
+			"maskedPaths": append(root.Masked, "/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys",
+				"/proc/latency_stats", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi"),
+			"readonlyPaths": []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
+		},
+	}
 }
