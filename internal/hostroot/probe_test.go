@@ -251,6 +251,10 @@ func attackKernel(breach func(string, ...any)) {
 		})
 	}
 	for _, path := range []string{"/proc/sysrq-trigger", "/proc/kcore", "/sys/fs/cgroup/release_agent", "/dev/mem", "/dev/kmsg"} {
+		var st unix.Stat_t
+		if unix.Stat(path, &st) == nil && st.Rdev == unix.Mkdev(1, 3) {
+			continue // /dev/null lies over it
+		}
 		if f, err := os.OpenFile(path, os.O_RDWR, 0); err == nil {
 			f.Close()
 			breach("opens %s", path)
