@@ -65,6 +65,7 @@ func (p *program) containerCommands() []*cobra.Command {
 	return []*cobra.Command{
 		p.runCommand(), p.createCommand(), p.startCommand(), p.stop(), p.kill(), p.restart(), p.pause(), p.unpause(), p.rm(), p.wait(),
 		p.ps(), p.inspectContainers(), p.logs(), p.execContainer(), p.attachCommand(), p.ended(),
+		p.update(), p.stats(), p.prune(), p.diff(), p.system(),
 	}
 }
 

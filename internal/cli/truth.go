@@ -3,11 +3,13 @@ package cli
 import (
 	"fmt"
 	"runtime/debug"
+	"strings"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
 	"berth/engine"
+	"berth/internal/container"
 )
 
 func (p *program) check() *cobra.Command {
@@ -94,10 +96,19 @@ func (p *program) info() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				if format != "" {
-					return inspect(p.out, format, []engine.HostInfo{h})
+				s, err := p.service(wires{e})
+				if err != nil {
+					return err
 				}
-				return p.host(h)
+				defer s.Close()
+				c, err := s.Host(cmd.Context())
+				if err != nil {
+					return err
+				}
+				if format != "" {
+					return inspect(p.out, format, []hostDetail{{h, c}})
+				}
+				return p.host(hostDetail{h, c})
 			})
 		},
 	}
@@ -105,8 +116,14 @@ func (p *program) info() *cobra.Command {
 	return cmd
 }
 
+// A hostDetail is this host, as networks and as containers see it.
+type hostDetail struct {
+	engine.HostInfo
+	container.Host
+}
+
 // host prints what Info tells.
-func (p *program) host(h engine.HostInfo) error {
+func (p *program) host(h hostDetail) error {
 	tw := tabwriter.NewWriter(p.out, 10, 1, 3, ' ', 0)
 	fmt.Fprintf(tw, "Kernel:\t%s\nRoot:\t%s\nRun:\t%s\n", h.Kernel, h.Root, h.Run)
 	fmt.Fprintf(tw, "Networks:\t%d\nSandboxes:\t%d\nEndpoints:\t%d\nPorts:\t%d\n", h.Networks, h.Sandboxes, h.Endpoints, h.Ports)
@@ -117,6 +134,8 @@ func (p *program) host(h engine.HostInfo) error {
 		}
 		fmt.Fprintf(tw, "%s\t%s cut into /%d\n", head, x.Base, x.Size)
 	}
+	fmt.Fprintf(tw, "Containers:\t%d, %d of them running\nRuntime:\t%s\nMonitor:\t%s\n", h.Containers, h.Running, h.Runtime, h.Monitor)
+	fmt.Fprintf(tw, "Cgroups:\t%s\n", strings.TrimSpace(h.CgroupVersion+" "+strings.Join(h.Controllers, " ")))
 	if err := tw.Flush(); err != nil {
 		return err
 	}
@@ -127,6 +146,9 @@ func (p *program) host(h engine.HostInfo) error {
 			have = "no"
 		}
 		fmt.Fprintf(tw, "%s\t%s\t%s\n", x.Name, have, x.Costs)
+	}
+	for _, x := range h.Missing {
+		fmt.Fprintf(tw, "%s\tno\t%s\n", x.Name, x.Costs)
 	}
 	return tw.Flush()
 }
