@@ -26,6 +26,8 @@ const (
 	noLinks       = "names on a network do it: --network-alias"
 	noSizes       = "what a container has written is not counted: 'berth diff' lists it"
 	zeroLifts     = "0 takes the limit away; for Docker it changes nothing"
+	zeroStopped   = "0 takes it away from a container that does not run; for Docker it changes nothing"
+	emptyStopped  = "\"\" takes it away from a container that does not run; for Docker it changes nothing"
 	everyNetwork  = "on every network, on bridge too"
 )
 
@@ -58,9 +60,10 @@ var verdicts = map[string][]verdict{
 }
 
 var ofUpdate = []verdict{
-	{flag: "blkio-weight", differs: zeroLifts}, {flag: "cpu-period", differs: zeroLifts}, {flag: "cpu-quota", differs: zeroLifts},
+	{flag: "blkio-weight", differs: zeroStopped}, {flag: "cpuset-cpus", differs: emptyStopped}, {flag: "cpuset-mems", differs: emptyStopped},
+	{flag: "cpu-period", differs: zeroLifts}, {flag: "cpu-quota", differs: zeroLifts},
 	{flag: "cpu-shares", short: "c", differs: zeroLifts}, {flag: "cpus", differs: zeroLifts}, {flag: "memory", short: "m", differs: zeroLifts},
-	{flag: "memory-reservation", differs: zeroLifts}, {flag: "memory-swap", differs: zeroLifts},
+	{flag: "memory-reservation", differs: zeroStopped}, {flag: "memory-swap", differs: zeroLifts},
 	{flag: "cpu-rt-period", refused: realTime}, {flag: "cpu-rt-runtime", refused: realTime},
 }
 

@@ -19,7 +19,7 @@ func (s *Service) Diff(ctx context.Context, ref string) ([]hostroot.Change, erro
 		return nil, fmt.Errorf("diff of container %s: it writes into %s itself, and what was there before is not kept: only --rootfs host has a copy to compare: %w",
 			c.Name, c.Rootfs, berth.ErrInvalid)
 	}
-	changes, err := hostroot.Diff(s.dir(c.ID))
+	changes, err := hostroot.Diff(s.layers(c.ID))
 	if err != nil {
 		return nil, fmt.Errorf("diff of container %s: %w", c.Name, err)
 	}

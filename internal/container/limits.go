@@ -33,34 +33,63 @@ func (s *Service) Update(ctx context.Context, ref string, change func(*berth.Con
 	if err := cgroup.Check(c.Limits, s.mode); err != nil {
 		return fail(err)
 	}
+	if r == nil {
+		return s.update(ctx, c)
+	}
+	live, err := lifted(before.Limits, c.Limits)
+	if err != nil {
+		return fail(err)
+	}
 	if err := s.update(ctx, c); err != nil {
 		return fail(err)
 	}
-	if r == nil {
-		return nil
-	}
-	if err := s.limit(ctx, c); err != nil {
+	if err := s.limit(ctx, c.ID, live); err != nil {
 		// crun leaves what it wrote before the refusal, so the old limits are
 		// written again.
 		back := context.WithoutCancel(ctx)
-		return errors.Join(fail(err), s.update(back, before), s.limit(back, before))
+		live, _ = lifted(c.Limits, before.Limits) // best effort: what it cannot take away is left to the next start
+		return errors.Join(fail(err), s.update(back, before), s.limit(back, c.ID, live))
 	}
 	return nil
 }
 
-// limit makes the limits of a running container those that are wanted.
-func (s *Service) limit(ctx context.Context, c berth.Container) error {
-	b, err := cgroup.UpdateJSON(c.Limits, s.mode)
+// lifted returns limits as a runtime must be told of them when others held
+// before. No runtime has a word for no shares, but a usual number; of others it
+// has neither, and what runs keeps them.
+func lifted(before, now berth.Limits) (berth.Limits, error) {
+	var kept error
+	for _, l := range []struct {
+		flag string
+		gone bool
+	}{
+		{"--memory-reservation", before.MemoryReservation != 0 && now.MemoryReservation == 0},
+		{"--blkio-weight", before.BlkioWeight != 0 && now.BlkioWeight == 0},
+		{"--cpuset-cpus", before.CPUs != "" && now.CPUs == ""},
+		{"--cpuset-mems", before.Mems != "" && now.Mems == ""},
+	} {
+		if l.gone {
+			kept = errors.Join(kept, fmt.Errorf("%s: no runtime takes it away from what runs: %w: give another value, or stop it first", l.flag, berth.ErrInvalid))
+		}
+	}
+	if before.CPUShares != 0 && now.CPUShares == 0 {
+		now.CPUShares = 1024
+	}
+	return now, kept
+}
+
+// limit makes the limits of a running container what they are to be.
+func (s *Service) limit(ctx context.Context, id string, l berth.Limits) error {
+	b, err := cgroup.UpdateJSON(l, s.mode)
 	if err != nil {
 		return err
 	}
-	if err := s.runtime.Update(ctx, c.ID, b); err != nil {
+	if err := s.runtime.Update(ctx, id, b); err != nil {
 		// runc says so of a limit of v1 that is below what is used; where the
 		// kernel's own word comes through, it is EBUSY.
 		if text := err.Error(); strings.Contains(text, "unable to set memory limit") || strings.Contains(text, "busy") {
-			return fmt.Errorf("--memory %d: %w: more than that is used, and cannot be taken back: give more", c.Limits.Memory, berth.ErrInUse)
+			return fmt.Errorf("--memory %d: %w: more than that is used, and cannot be taken back: give more", l.Memory, berth.ErrInUse)
 		}
 		return err
 	}
-	return s.group(c.ID).Throttle(c.Limits)
+	return s.group(id).Throttle(l)
 }
