@@ -35,6 +35,10 @@ this kernel does not count, as the traffic of a container on the host's network.
 takes back when it needs it.`,
 		Example: "  berth stats --no-stream\n  berth stats --format '{{.Name}} {{.CPUPerc}}' web",
 		RunE: func(cmd *cobra.Command, args []string) error {
+			// A template that does not fit is told of before anything is measured.
+			if err := show(f.list, io.Discard, statsLayout, []statsRow{{}}); err != nil {
+				return err
+			}
 			return p.containers(cmd.Context(), func(s *container.Service) error {
 				w := watcher{s: s, refs: args, all: f.all, noTrunc: f.noTrunc}
 				if f.once {

@@ -3,16 +3,12 @@ package container
 import (
 	"context"
 	"errors"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"berth"
-	"berth/internal/store"
 )
 
 // Boot starts the containers that are to run after the host has booted, as
@@ -24,7 +20,9 @@ import (
 // It returns the names of those it has started. One that cannot be started keeps
 // none of the others from it, and is tried again at the next boot.
 func (s *Service) Boot(ctx context.Context) (started []string, err error) {
-	errs := []error{s.sweep(ctx)}
+	// What is left of an earlier boot, or of what died since, is in nobody's way.
+	_, err = s.Reconcile(ctx)
+	errs := []error{err}
 	all, err := s.List(ctx)
 	if err != nil {
 		return nil, errors.Join(append(errs, err)...)
@@ -131,55 +129,4 @@ func bootable(c berth.Container) bool {
 		return c.Wanted || failed
 	}
 	return false
-}
-
-// sweep takes away the files of runs of an earlier boot, where the directory of
-// runs outlives one: the store has forgotten them.
-func (s *Service) sweep(ctx context.Context) error {
-	var errs []error
-	for _, dir := range []string{filepath.Join(s.o.Run, "containers"), filepath.Join(s.o.Run, "runtime"), s.exits()} {
-		entries, err := os.ReadDir(dir)
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			errs = append(errs, err)
-		}
-		for _, e := range entries {
-			errs = append(errs, s.sweepOne(ctx, dir, e))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// sweepOne holds the container's lock, so that a run which begins is not met
-// before its record is there. An exit status may be younger than the record, for
-// whoever attends the container to read.
-func (s *Service) sweepOne(ctx context.Context, dir string, e os.DirEntry) error {
-	info, err := e.Info()
-	if errors.Is(err, os.ErrNotExist) || err == nil && dir == s.exits() && info.ModTime().After(bootTime()) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	unlock, err := s.lock(ctx, e.Name())
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	err = s.store.View(ctx, func(tx *store.Tx) error {
-		_, err := tx.Run(e.Name())
-		return err
-	})
-	if errors.Is(err, berth.ErrNotFound) {
-		return os.RemoveAll(filepath.Join(dir, e.Name()))
-	}
-	return err
-}
-
-// bootTime is when this host has booted.
-func bootTime() time.Time {
-	var i syscall.Sysinfo_t
-	if err := syscall.Sysinfo(&i); err != nil {
-		return time.Time{} // then nothing is of an earlier boot
-	}
-	return time.Now().Add(-time.Duration(i.Uptime) * time.Second)
 }
