@@ -5,6 +5,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -81,6 +82,95 @@ func TestExamples(t *testing.T) {
 	}
 	if code == nil || !strings.Contains(strings.ReplaceAll(string(program), "\n\t", "\n"), code[1]) {
 		t.Error("the Go code in README.md is not that of examples/connect")
+	}
+}
+
+// exampleSays is what the scripts of examples/ print, as regular expressions.
+var exampleSays = map[string]string{
+	"boxed-web": `== it answers .*
+hello from the box
+== it writes .*
+index\.html
+CapEff:	0000000000000000
+== what takes .*
+exit status 137
+exit status 2
+hello from the box
+== this is left of it
+web
+Serving HTTP (?s:.*)
+web: Exited \(0\) .*
+`,
+	"two-tiers": `NAMES     NETWORKS     PORTS
+web       back,front   0\.0\.0\.0:8080->80/tcp
+data      back         
+== the world .*
+in stock: 7 apples, 5 pears
+== data reaches .*
+== who is on front .*
+exit status 28
+berth: .*
+exit status 1
+`,
+	"blue-green": `80/tcp -> 0\.0\.0\.0:8080
+blue
+Complete requests:      10000
+Failed requests:        0
+green
+blue answered \d+, green \d+
+`,
+	"ci-job": `== the tests pass
+exit status 0
+== somebody .*
+exit status 1
+== a job writes .*
+built
+exit status 1
+no such program here
+== it has no network .*
+lo .*
+exit status 137
+`,
+}
+
+// TestExampleScripts runs the scripts of examples/, each in a host of its own.
+func TestExampleScripts(t *testing.T) {
+	bin := t.TempDir()
+	build(t, bin, "./cmd/berth")
+	scripts, err := filepath.Glob("examples/*-*")
+	if err != nil || len(scripts) != len(exampleSays) {
+		t.Fatalf("there are %q, %d are expected: %v", scripts, len(exampleSays), err)
+	}
+	for _, script := range scripts {
+		t.Run(filepath.Base(script), func(t *testing.T) {
+			t.Parallel()
+			h := nettest.NewHost(t)
+			before := h.Run(t, "findmnt", "-rn", "-o", "TARGET")
+			out := h.Run(t, "env", "PATH="+bin+":"+os.Getenv("PATH"), script)
+			if want := exampleSays[filepath.Base(script)]; !regexp.MustCompile(`\A` + want + `\z`).MatchString(out) {
+				t.Errorf("it says %q, want %q", out, want)
+			}
+			if m := regexp.MustCompile(`blue answered (\d+), green (\d+)`).FindStringSubmatch(out); m != nil {
+				t.Log(m[0])
+				blue, _ := strconv.Atoi(m[1])
+				green, _ := strconv.Atoi(m[2])
+				if blue < 2500 || green == 0 || blue+green != 10_000 {
+					t.Errorf("%s: want 10000 of both", m[0])
+				}
+			}
+			left, err := h.Leftovers()
+			if err != nil || len(left) > 0 {
+				t.Errorf("left: %q %v", left, err)
+			}
+			// ip-netns(8) keeps its directory mounted, and so does Berth.
+			after := strings.ReplaceAll(h.Run(t, "findmnt", "-rn", "-o", "TARGET"), "/run/netns\n", "")
+			if after != before {
+				t.Errorf("mounts were %s and are %s", before, after)
+			}
+			if out := h.Run(t, "find", "/run/berth/containers", "/run/berth/exits", "/var/lib/berth/containers", "-mindepth", "1"); out != "" {
+				t.Errorf("left: %s", out)
+			}
+		})
 	}
 }
 

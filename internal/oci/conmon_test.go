@@ -277,6 +277,16 @@ func TestContainerThatEndsAtOnce(t *testing.T) {
 	}
 }
 
+// TestMonitorWorksInItsBundle: conmon leaves files where it works.
+func TestMonitorWorksInItsBundle(t *testing.T) {
+	b := newBox(t, "read line", nil)
+	if at, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", b.monitor)); err != nil || at != b.Bundle {
+		t.Errorf("the monitor works in %s, want %s: %v", at, b.Bundle, err)
+	}
+	b.start(t)
+	b.exit(t)
+}
+
 // TestContainerInput: what is written is read, and its end is the end.
 func TestContainerInput(t *testing.T) {
 	b := newBox(t, "busybox sort -n | busybox md5sum", func(w *Watch) { w.Stdin = true })

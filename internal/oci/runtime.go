@@ -238,7 +238,10 @@ func (m Monitor) launch(w Watch, cmd *exec.Cmd) (pid, monitor int, err error) {
 	cmd.ExtraFiles, cmd.Stderr = []*os.File{tell, begin}, &stderr
 	cmd.Env = append(os.Environ(), "_OCI_SYNCPIPE=3", "_OCI_STARTPIPE=4")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // a terminal's signals are not for it
-	cmd.WaitDelay = time.Second                          // should what conmon leaves behind hold its standard error
+	// It writes a file "oom" where it works when the kernel ended a process
+	// (conmon 2.1.6), and it would hold the caller's directory.
+	cmd.Dir = w.Bundle
+	cmd.WaitDelay = time.Second // should what conmon leaves behind hold its standard error
 	err = cmd.Start()
 	tell.Close()
 	begin.Close()
