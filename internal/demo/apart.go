@@ -7,26 +7,35 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 
+	"berth"
 	"berth/internal/cgroup"
 	"berth/internal/oci"
 )
 
-// tools reports what containers lack on this host.
-func tools() error {
+// lacking says in one line what containers lack on this host; "" is nothing.
+func lacking() string {
 	mode, err := cgroup.Detect()
 	if err != nil {
-		return err
+		return err.Error()
 	}
 	_, err1 := oci.FindRuntime(os.Getenv("BERTH_RUNTIME"), "", mode.Version == cgroup.V2)
 	_, err2 := oci.FindMonitor()
-	return errors.Join(err1, err2)
+	var why []string
+	for _, err := range []error{err1, err2} {
+		if err != nil { // what brings it is said, and enough
+			why = append(why, strings.TrimSuffix(err.Error(), ": "+berth.ErrUnsupported.Error()))
+		}
+	}
+	return strings.Join(why, "; ")
 }
 
 // apart plays in a pid namespace and a control group of the demo's own as well:
@@ -57,7 +66,11 @@ func vanish(group string) error {
 	if err != nil {
 		return err
 	}
-	return mode.Group(group).Remove()
+	err = mode.Group(group).Remove()
+	if errors.Is(err, unix.EROFS) {
+		return nil // nor could it be made there
+	}
+	return err
 }
 
 // first is the first process of a pid namespace. It starts the demo, and when
@@ -69,6 +82,9 @@ func first(ctx context.Context, args []string, o options) error {
 		return errors.New("demo: --first is not for people")
 	}
 	unix.CloseOnExec(pipe)
+	// A terminal that is closed tells all its processes. This one waits for the
+	// end of the other, and cleans up.
+	signal.Notify(make(chan os.Signal, 1), unix.SIGHUP, unix.SIGQUIT)
 	ctx, cancel := context.WithCancel(ctx)
 	go func() {
 		_, _ = io.Copy(io.Discard, alive) // until its other end is closed
@@ -145,7 +161,7 @@ func mountsForContainers(group string) error {
 	if mode.Version == cgroup.V2 {
 		// A group has the controllers that the one above hands on. Best effort: a
 		// limit that cannot be set is refused.
-		for _, c := range mode.Controllers() {
+		for _, c := range []string{"cpu", "cpuset", "io", "memory", "pids"} {
 			_ = os.WriteFile(filepath.Join(cgroups, "cgroup.subtree_control"), []byte("+"+c), 0)
 		}
 	}

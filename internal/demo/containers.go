@@ -27,7 +27,7 @@ func halves(sandboxes, containers func(*stage) error) func(*stage) error {
 // containers reports whether containers are played, and says once why not.
 func (s *stage) containers() bool {
 	if s.o.group == "" && !s.told {
-		s.say("Containers are left out: " + strings.ReplaceAll(s.o.lacks, "\n", "; ") + ".")
+		s.say("Containers are left out: " + s.o.lacks + ".")
 		s.told = true
 	}
 	return s.o.group != ""
@@ -70,7 +70,15 @@ func (s *stage) left() (all []string) {
 
 // gone expects that nothing is left of containers but what was there before.
 func (s *stage) gone(before []string) {
-	more := slices.DeleteFunc(s.left(), func(l string) bool { return slices.Contains(before, l) })
+	var more []string
+	// A process that has ended is there until its parent, the first one of the
+	// private host, has noticed.
+	for end := time.Now().Add(enough); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		more = slices.DeleteFunc(s.left(), func(l string) bool { return slices.Contains(before, l) })
+		if len(more) == 0 {
+			break
+		}
+	}
 	for _, l := range more {
 		s.answer(l)
 	}
@@ -200,6 +208,11 @@ error_log stderr;
 events {}
 http {
 	access_log off;
+	client_body_temp_path /tmp/body;
+	proxy_temp_path /tmp/proxy;
+	fastcgi_temp_path /tmp/fastcgi;
+	uwsgi_temp_path /tmp/uwsgi;
+	scgi_temp_path /tmp/scgi;
 	server {
 		listen 80;
 		add_header %s $remote_addr;

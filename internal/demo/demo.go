@@ -130,8 +130,7 @@ func isolate(ctx context.Context, args []string, o options) error {
 	o.inside = own
 	err = unix.EPERM
 	if os.Geteuid() == 0 {
-		if lacks := tools(); lacks != nil {
-			o.lacks = lacks.Error()
+		if o.lacks = lacking(); o.lacks != "" {
 			err = run(private(ctx, o.words(args), false))
 		} else {
 			err = apart(ctx, args, o)
