@@ -19,8 +19,8 @@ import (
 const (
 	look = "set -- /proc/[0-9]*; echo pid $$, $# processes; uname -n"
 	spin = "while :; do :; done"
-	// hungry holds 32 MiB in a variable of the shell until a line comes.
-	hungry = `x=$(head -c 32m /dev/zero | tr "\0" x); echo ${#x}; read line`
+	// hungry holds 48 MiB in a variable of the shell until a line comes.
+	hungry = `x=$(head -c 48m /dev/zero | tr "\0" x); echo ${#x}; read line`
 )
 
 // box is demo 0.
@@ -71,7 +71,7 @@ func (s *stage) inside() error {
 	if len(o) != 2 || len(i) != 2 {
 		return fmt.Errorf("two lines are wanted of %q and %q", out, in)
 	}
-	s.expect(i[0] == "pid 1, 1 processes" && o[0] != i[0], "outside it is one of many processes; inside it is process 1 and sees no other")
+	s.expect(i[0] == "pid 1, 1 processes" && o[0] != i[0], "outside it is one of several processes; inside it is process 1 and sees no other")
 	s.expect(o[1] == host && i[1] == "box", "inside it has a host name of its own")
 	const file = "/usr/of-the-container"
 	in, err = s.berth("run", "--rm", "--network", "none", "--rootfs", "host", "sh", "-c", "echo mine >"+file+"; cat "+file)
@@ -215,7 +215,7 @@ func (s *stage) memory() error {
 		return err
 	}
 	s.answer(said)
-	s.expect(said == fmt.Sprintln(32<<20), "outside the program gets 32 MiB, and keeps them")
+	s.expect(said == fmt.Sprintln(48<<20), "outside the program gets 48 MiB, and keeps them")
 	if err := s.starve(); err != nil {
 		return err
 	}
@@ -232,10 +232,14 @@ func (s *stage) memory() error {
 
 // starve runs the program in a container that has not enough memory for it.
 func (s *stage) starve() error {
-	_, err := s.berth("run", "--name=hungry", "--network=none", "--memory=16m", "--rootfs=host", "sh", "-c", hungry)
+	run := []string{"run", "--name=hungry", "--network=none", "--memory=32m"}
+	if s.host.mode.Swap {
+		run = append(run, "--memory-swap=32m")
+	}
+	_, err := s.berth(append(run, "--rootfs=host", "sh", "-c", hungry)...)
 	s.memoryByHand()
 	var ended *exec.ExitError
-	s.expect(errors.As(err, &ended) && ended.ExitCode() == 137, "inside, with 16 MiB, it is killed: exit status 137")
+	s.expect(errors.As(err, &ended) && ended.ExitCode() == 137, "inside, with 32 MiB, it is killed: exit status 137")
 	state, err := s.inspect("{{.State.Status}} {{.State.ExitCode}} {{.State.OOMKilled}}", "hungry")
 	if err != nil {
 		return err
@@ -247,8 +251,8 @@ func (s *stage) starve() error {
 // memoryByHand says how a limit of memory is set.
 func (s *stage) memoryByHand() {
 	if s.host.mode.Version == cgroup.V2 {
-		s.byHand("mkdir /sys/fs/cgroup/hungry", "echo 16M >/sys/fs/cgroup/hungry/memory.max", "echo $$ >/sys/fs/cgroup/hungry/cgroup.procs")
+		s.byHand("mkdir /sys/fs/cgroup/hungry", "echo 32M >/sys/fs/cgroup/hungry/memory.max", "echo $$ >/sys/fs/cgroup/hungry/cgroup.procs")
 		return
 	}
-	s.byHand("mkdir /sys/fs/cgroup/memory/hungry", "echo 16M >/sys/fs/cgroup/memory/hungry/memory.limit_in_bytes", "echo $$ >/sys/fs/cgroup/memory/hungry/cgroup.procs")
+	s.byHand("mkdir /sys/fs/cgroup/memory/hungry", "echo 32M >/sys/fs/cgroup/memory/hungry/memory.limit_in_bytes", "echo $$ >/sys/fs/cgroup/memory/hungry/cgroup.procs")
 }

@@ -1,6 +1,8 @@
 // Package demo plays the demos of the talk "Docker network without Docker" on
 // the real kernel: in a private network and mount namespace that ends with it,
-// so that nothing of it is seen on the host.
+// so that nothing of it is seen on the host. Where there are containers in it, it
+// has a pid namespace and a control group of its own too: they end with it,
+// however it ends.
 //
 // It runs the program itself for every step, as a user would, and proves every
 // step with packets and connections of its own.
@@ -56,9 +58,10 @@ func Command() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "demo [0|1|1.5|2|3|4]…", Short: "Play the demos of the talk, in a private host",
 		Long: `Play the demos of the talk "Docker network without Docker" on this machine's
-kernel, in network and mount namespaces that are made for it and end with it:
-nothing is seen on the host. Every step shows the command and then the proof:
-what must and what must not be reached. Exit status 1 if one expectation fails.
+kernel, in namespaces and a control group that are made for it and end with it:
+nothing of it is left on the host. Every step shows the command and then the
+proof: what must and what must not be reached. Exit status 1 if one expectation
+fails.
 
 Berth's commands are run as they are shown. What others would do (ping, nc,
 curl, ip, nft, iptables) the program does by itself: none of them is needed.

@@ -39,21 +39,24 @@ const (
 
 const forwardingPath = "net/ipv4/ip_forward"
 
-// newHost makes a host of the process's own namespaces, which must not be
-// those it was started from: mounts that nobody else sees, a loopback that is
-// up, and one uplink.
-func newHost(o options) (*host, error) {
-	outside := o.inside
+// elsewhere refuses namespaces that are those the demo was started from.
+func elsewhere(outside string) error {
 	own, err := namespaces()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	for _, ns := range strings.Split(own, ",") {
 		if !strings.Contains(outside, ":[") || slices.Contains(strings.Split(outside, ","), ns) {
-			return nil, errors.New("--" + insideFlag + " is not for people: it would change this host")
+			return errors.New("--" + insideFlag + " is not for people: it would change this host")
 		}
 	}
-	h := &host{program: "/proc/self/exe"}
+	return nil
+}
+
+// newHost makes a host of the process's own namespaces, which are [elsewhere]:
+// mounts that nobody else sees, a loopback that is up, and one uplink.
+func newHost(o options) (h *host, err error) {
+	h = &host{program: "/proc/self/exe"}
 	if o.group == "" {
 		err = mounts()
 	} else if err = mountsForContainers(o.group); err == nil {

@@ -34,14 +34,16 @@ type stage struct {
 
 // perform plays inside the private host.
 func perform(ctx context.Context, w io.Writer, o options, wanted []string) error {
+	if err := elsewhere(o.inside); err != nil {
+		return fmt.Errorf("demo: make a private host: %w", err)
+	}
 	// There is nothing to clean up: what there is ends with the process.
 	defer context.AfterFunc(ctx, func() { os.Exit(1) })()
 	s := &stage{ctx: ctx, o: o, w: w, in: bufio.NewReader(os.Stdin), pretty: isTerminal(os.Stdout), typed: isTerminal(os.Stdin)}
 	s.color = s.pretty && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
 	var err error
 	if o.group != "" && !o.joined {
-		// It returns only if it fails.
-		o.lacks = join(o, wanted).Error()
+		o.lacks = join(o, wanted).Error() // it returns only if it fails
 		o.group = ""
 	}
 	s.o = o
