@@ -13,6 +13,7 @@ test:
 	$(GO) test -p 2 -timeout 20m ./...
 
 demo: build
+	[ $$(id -u) != 0 ] || scripts/setup
 	./berth demo
 
 bench:

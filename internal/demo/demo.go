@@ -1,6 +1,8 @@
 // Package demo plays the demos of the talk "Docker network without Docker" on
 // the real kernel: in a private network and mount namespace that ends with it,
-// so that nothing of it is seen on the host.
+// so that nothing of it is seen on the host. Where there are containers in it, it
+// has a pid namespace and a control group of its own too: they end with it,
+// however it ends.
 //
 // It runs the program itself for every step, as a user would, and proves every
 // step with packets and connections of its own.
@@ -26,11 +28,12 @@ type act struct {
 }
 
 var acts = []act{
+	{"0", "a container is a process in namespaces of its own, with limits", (*stage).box},
 	{"1", "a bare veth pair between the host and ns1", (*stage).veth},
 	{"1.5", "a second veth pair: two pairs are not a network", (*stage).secondVeth},
 	{"2", "the two on one bridge, and another tool's FORWARD DROP", (*stage).bridge},
-	{"3", "two networks are isolated", (*stage).isolation},
-	{"4", "port forwarding, at start and afterwards", (*stage).ports},
+	{"3", "two networks are isolated", halves((*stage).isolation, (*stage).isolationOfContainers)},
+	{"4", "port forwarding, at start and afterwards", halves((*stage).ports, (*stage).portsOfContainers)},
 }
 
 // options are the flags.
@@ -39,26 +42,42 @@ type options struct {
 	// inside names the namespaces that the demo was started from: it says that
 	// it should be in others now.
 	inside string
+	// group is the control group for the demo's containers; "": it plays none,
+	// for what lacks says.
+	group, lacks string
+	// first says that it is the first process of its pid namespace, and joined
+	// that it is in the group.
+	first, joined bool
+	// serve is an address to serve the page at.
+	serve string
 }
 
 // Command returns "berth demo".
 func Command() *cobra.Command {
 	var o options
 	cmd := &cobra.Command{
-		Use: "demo [1|1.5|2|3|4]…", Short: "Play the demos of the talk, in a private host",
+		Use: "demo [0|1|1.5|2|3|4]…", Short: "Play the demos of the talk, in a private host",
 		Long: `Play the demos of the talk "Docker network without Docker" on this machine's
-kernel, in network and mount namespaces that are made for it and end with it:
-nothing is seen on the host. Every step shows the command and then the proof:
-what must and what must not be reached. Exit status 1 if one expectation fails.
+kernel, in namespaces and a control group that are made for it and end with it:
+nothing of it is left on the host. Every step shows the command and then the
+proof: what must and what must not be reached. Exit status 1 if one expectation
+fails.
 
 Berth's commands are run as they are shown. What others would do (ping, nc,
 curl, ip, nft, iptables) the program does by itself: none of them is needed.
 
-It needs root, or a kernel that lets users make user namespaces.`,
+It needs root, or a kernel that lets users make user namespaces. Containers are
+played by root, with a runtime (crun, runc) and conmon; without, they are left
+out.`,
 		Example:   "  berth demo\n  berth demo --commands 3 4\n  berth demo --step",
 		ValidArgs: names(), Args: cobra.OnlyValidArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if o.inside != "" {
+			switch {
+			case o.serve != "":
+				return serve(cmd.Context(), o.serve)
+			case o.first:
+				return first(cmd.Context(), args, o)
+			case o.inside != "":
 				return perform(cmd.Context(), cmd.OutOrStdout(), o, args)
 			}
 			return isolate(cmd.Context(), args, o)
@@ -68,11 +87,29 @@ It needs root, or a kernel that lets users make user namespaces.`,
 	f.BoolVar(&o.commands, "commands", false, "show the commands that would do each step by hand")
 	f.BoolVar(&o.step, "step", false, "wait for Enter before each step")
 	f.StringVar(&o.inside, insideFlag, "", "")
-	_ = f.MarkHidden(insideFlag)
+	f.StringVar(&o.group, "group", "", "")
+	f.StringVar(&o.lacks, "lacks", "", "")
+	f.BoolVar(&o.first, "first", false, "")
+	f.BoolVar(&o.joined, "joined", false, "")
+	f.StringVar(&o.serve, serveFlag, "", "")
+	for _, name := range []string{insideFlag, "group", "lacks", "first", "joined", serveFlag} {
+		_ = f.MarkHidden(name)
+	}
 	return cmd
 }
 
-const insideFlag = "inside"
+const insideFlag, serveFlag = "inside", "serve"
+
+// words are the command line of a demo with these options.
+func (o options) words(args []string) []string {
+	words := []string{"demo", "--" + insideFlag + "=" + o.inside, "--group=" + o.group, "--lacks=" + o.lacks}
+	for flag, on := range map[string]bool{"commands": o.commands, "step": o.step, "first": o.first, "joined": o.joined} {
+		if on {
+			words = append(words, "--"+flag)
+		}
+	}
+	return append(words, args...)
+}
 
 func names() []string {
 	var out []string
@@ -93,21 +130,19 @@ func isolate(ctx context.Context, args []string, o options) error {
 	if err != nil {
 		return fmt.Errorf("demo: %w", err)
 	}
-	again := []string{"demo", "--" + insideFlag + "=" + own}
-	if o.commands {
-		again = append(again, "--commands")
-	}
-	if o.step {
-		again = append(again, "--step")
-	}
-	again = append(again, args...)
+	o.inside = own
 	err = unix.EPERM
 	if os.Geteuid() == 0 {
-		err = run(private(ctx, again, false))
+		if o.lacks = lacking(); o.lacks != "" {
+			err = run(private(ctx, o.words(args), false))
+		} else {
+			err = apart(ctx, args, o)
+		}
 	}
 	// A user, or a root without rights, may do it in a user namespace.
 	if errors.Is(err, unix.EPERM) {
-		err = run(private(ctx, again, true))
+		o.group, o.lacks = "", "root is needed"
+		err = run(private(ctx, o.words(args), true))
 	}
 	var status *exec.ExitError
 	switch {

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -23,7 +24,8 @@ import (
 const asProgram = "BERTH_TEST_AS_PROGRAM"
 
 func TestMain(m *testing.M) {
-	if os.Getenv(asProgram) != "" {
+	// In a container it is called by the name of the copy, without the variable.
+	if os.Getenv(asProgram) != "" || filepath.Base(os.Args[0]) == "berth" {
 		os.Exit(cli.Main(os.Args[1:]))
 	}
 	os.Exit(m.Run())
@@ -52,6 +54,27 @@ func traces(t *testing.T, h *nettest.Host) string {
 	t.Helper()
 	return h.Run(t, "sh", "-c", "ls /sys/class/net; ip -o addr; ip netns list; nft -s list ruleset; sysctl net.ipv4.ip_forward; ls /run /var/lib/berth; grep -c . /proc/self/mounts")
 }
+
+// containers reports whether this machine can run them.
+func containers() bool {
+	_, err1 := exec.LookPath("runc")
+	_, err2 := exec.LookPath("crun")
+	_, err3 := exec.LookPath("conmon")
+	return (err1 == nil || err2 == nil) && err3 == nil
+}
+
+// noGroups looks that a demo's control group is gone.
+func noGroups(t *testing.T, demo int) {
+	t.Helper()
+	for _, pattern := range []string{"/sys/fs/cgroup/berth-demo-%d", "/sys/fs/cgroup/*/berth-demo-%d"} {
+		if found, _ := filepath.Glob(fmt.Sprintf(pattern, demo)); len(found) > 0 {
+			t.Errorf("control groups are left: %q", found)
+		}
+	}
+}
+
+// The expectations of the demos with sandboxes only, and with containers.
+const withSandboxes, withContainers = 58, 103
 
 var met = regexp.MustCompile(`(?m)^(\d+) expectations met$`)
 
@@ -82,11 +105,18 @@ func TestDemo(t *testing.T) {
 			h := newHost(t)
 			h.BrNetfilter(t, tt.bridged)
 			before := traces(t, h)
-			out := h.Run(t, program, "demo", "--commands")
-			if n := allMet(t, out); n < 50 {
-				t.Errorf("%d expectations, want 50 or more:\n%s", n, out)
+			cmd := h.Command(program, "demo", "--commands")
+			all, err := cmd.CombinedOutput()
+			out := string(all)
+			want := withSandboxes
+			if containers() {
+				want = withContainers
 			}
-			for _, want := range []string{"=== Demo 1:", "=== Demo 1.5:", "=== Demo 2:", "=== Demo 3:", "=== Demo 4:", "ip link add", "nft ", "\n\tchain forward {\n"} {
+			if n := allMet(t, out); n != want || err != nil {
+				t.Errorf("%d expectations, want %d; %v:\n%s", n, want, err, out)
+			}
+			noGroups(t, cmd.Process.Pid)
+			for _, want := range []string{"=== Demo 0:", "=== Demo 1:", "=== Demo 1.5:", "=== Demo 2:", "=== Demo 3:", "=== Demo 4:", "ip link add", "nft ", "\n\tchain forward {\n"} {
 				if !strings.Contains(out, want) {
 					t.Errorf("nothing says %q:\n%s", want, out)
 				}
@@ -108,7 +138,7 @@ func TestSomeDemos(t *testing.T) {
 	t.Setenv("BERTH_CONFIG", "/nowhere")
 	out := h.Run(t, program, "demo", "4", "1.5")
 	allMet(t, out)
-	for _, name := range []string{"1", "1.5", "2", "3", "4"} {
+	for _, name := range []string{"0", "1", "1.5", "2", "3", "4"} {
 		if want := name == "4" || name == "1.5"; strings.Contains(out, "Demo "+name+":") != want {
 			t.Errorf("demo %s was played: %v, want %v", name, !want, want)
 		}
@@ -118,13 +148,34 @@ func TestSomeDemos(t *testing.T) {
 	}
 }
 
+// TestNoContainers plays where there is no monitor.
+func TestNoContainers(t *testing.T) {
+	conmon, err := exec.LookPath("conmon")
+	if err != nil {
+		t.Skip("no conmon")
+	}
+	h := newHost(t)
+	h.Run(t, "mount", "--bind", "/dev/null", conmon)
+	out := h.Run(t, program, "demo")
+	if n := allMet(t, out); n != withSandboxes {
+		t.Errorf("%d expectations, want %d:\n%s", n, withSandboxes, out)
+	}
+	const why = "\nContainers are left out: no conmon: install the package conmon.\n"
+	if strings.Count(out, why) != 1 || strings.Contains(out, "berth run") {
+		t.Errorf("want once %q and no container:\n%s", why, out)
+	}
+}
+
 // TestUser plays as somebody without rights.
 func TestUser(t *testing.T) {
 	h := newHost(t)
 	if out, err := h.Try("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "unshare", "-Urnm", "mount", "-t", "tmpfs", "none", "/run"); err != nil {
 		t.Skipf("this machine lets users make no namespaces: %s", out)
 	}
-	allMet(t, h.Run(t, "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", program, "demo"))
+	out := h.Run(t, "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", program, "demo")
+	if n := allMet(t, out); n != withSandboxes || strings.Count(out, "\nContainers are left out: root is needed") != 1 {
+		t.Errorf("%d expectations, want %d, and once that containers are left out:\n%s", n, withSandboxes, out)
+	}
 }
 
 // TestRefused is told in one line where nothing is allowed.
@@ -215,34 +266,53 @@ func (p *player) next() {
 	}
 }
 
-// inner is the process inside the private host. nsenter has become the demo.
-func (p *player) inner() int {
-	p.t.Helper()
+// children are the child processes of a process.
+func children(t *testing.T, pid int) (all []int) {
+	t.Helper()
 	// A process is the child of a thread.
-	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", p.cmd.Process.Pid))
+	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
 	if err != nil {
-		p.t.Fatal(err)
+		t.Fatal(err)
 	}
-	var all []string
 	for _, task := range tasks {
-		if out, err := os.ReadFile(task); err == nil { // a thread may have ended
-			all = append(all, strings.Fields(string(out))...)
+		out, _ := os.ReadFile(task) // a thread may have ended
+		for f := range strings.FieldsSeq(string(out)) {
+			child, err := strconv.Atoi(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			all = append(all, child)
 		}
 	}
-	if len(all) != 1 {
-		p.t.Fatalf("children %q, want one", all)
+	return all
+}
+
+// inner are the processes below the demo's first: the first of its pid
+// namespace, where it has one, and last the one inside the private host. nsenter
+// has become the demo.
+func (p *player) inner() (all []int) {
+	p.t.Helper()
+	for below := []int{p.cmd.Process.Pid}; ; {
+		pid := below[0]
+		below = slices.DeleteFunc(children(p.t, pid), func(pid int) bool {
+			words, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+			return err != nil || !bytes.Contains(words, []byte("\x00--inside="))
+		})
+		if len(below) == 0 {
+			break
+		}
+		all = append(all, below[0])
 	}
-	pid, err := strconv.Atoi(all[0])
-	if err != nil {
-		p.t.Fatal(err)
+	if len(all) == 0 {
+		p.t.Fatal("there is no process inside")
 	}
-	return pid
+	return all
 }
 
 // within runs a command in a namespace of the private host.
 func (p *player) within(ns string, args ...string) {
 	p.t.Helper()
-	enter := []string{"-t", strconv.Itoa(p.inner()), "-n", "-m", "ip", "netns", "exec", ns}
+	enter := []string{"-t", strconv.Itoa(p.inner()[len(p.inner())-1]), "-n", "-m", "ip", "netns", "exec", ns}
 	if out, err := exec.Command("nsenter", append(enter, args...)...).CombinedOutput(); err != nil {
 		p.t.Fatalf("%v: %v: %s", args, err, out)
 	}
@@ -272,28 +342,49 @@ func TestBroken(t *testing.T) {
 
 // TestEnds ends a demo half way, and looks that it takes everything with it.
 func TestEnds(t *testing.T) {
-	for _, sig := range []os.Signal{os.Interrupt, os.Kill} {
-		t.Run(sig.String(), func(t *testing.T) {
-			p := play(t, "1")
-			p.until("ns1$ nc -l 8080")
+	for _, tt := range []struct {
+		signal     os.Signal
+		first      bool // to the first process inside
+		demo, step string
+	}{
+		{os.Interrupt, false, "1", "ns1$ nc -l 8080"},
+		{os.Kill, false, "1", "ns1$ nc -l 8080"},
+		{os.Interrupt, false, "4", "$ berth stop nginx"},
+		{os.Kill, false, "4", "$ berth stop nginx"},
+		{os.Kill, true, "4", "$ berth stop nginx"},
+	} {
+		t.Run(fmt.Sprintf("%v,first=%v,demo=%s", tt.signal, tt.first, tt.demo), func(t *testing.T) {
+			if tt.demo == "4" && !containers() {
+				t.Skip("no runtime or no conmon")
+			}
+			p := play(t, tt.demo)
+			p.until(tt.step)
 			before := traces(t, p.h)
-			inner, err := unix.PidfdOpen(p.inner(), 0)
+			inner := p.inner()
+			first, err := unix.PidfdOpen(inner[0], 0)
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer unix.Close(inner)
-			if err := p.cmd.Process.Signal(sig); err != nil {
+			defer unix.Close(first)
+			to := p.cmd.Process
+			if tt.first {
+				if to, err = os.FindProcess(inner[0]); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := to.Signal(tt.signal); err != nil {
 				t.Fatal(err)
 			}
 			p.cmd.Wait() // its status is asked for below
 			const deadline = 20 * time.Second
-			if n, err := unix.Poll([]unix.PollFd{{Fd: int32(inner), Events: unix.POLLIN}}, int(deadline.Milliseconds())); n != 1 {
+			if n, err := unix.Poll([]unix.PollFd{{Fd: int32(first), Events: unix.POLLIN}}, int(deadline.Milliseconds())); n != 1 {
 				t.Errorf("the inner process lives on: %v", err)
 			}
 			if after := traces(t, p.h); after != before {
 				t.Errorf("something is left:\nbefore:\n%s\nafter:\n%s", before, after)
 			}
-			if sig == os.Interrupt && (p.cmd.ProcessState.ExitCode() != 1 || p.err.String() != "berth: demo: interrupted\n") {
+			noGroups(t, p.cmd.Process.Pid)
+			if tt.signal == os.Interrupt && (p.cmd.ProcessState.ExitCode() != 1 || p.err.String() != "berth: demo: interrupted\n") {
 				t.Errorf("%v: %s", p.cmd.ProcessState, &p.err)
 			}
 		})

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"berth"
+	"berth/internal/cgroup"
 	"berth/internal/foreign"
 	"berth/internal/kernel"
 	"berth/internal/netns"
@@ -24,7 +25,9 @@ import (
 type host struct {
 	kernel     *kernel.Kernel
 	nft        *nft.Conn
-	forwarding string // as it was before anything was made
+	forwarding string      // as it was before anything was made
+	program    string      // what berth is run by
+	mode       cgroup.Mode // of the containers' control groups
 }
 
 // The link between the private host and the network outside.
@@ -36,21 +39,36 @@ const (
 
 const forwardingPath = "net/ipv4/ip_forward"
 
-// newHost makes a host of the process's own namespaces, which must not be
-// those it was started from: mounts that nobody else sees, a loopback that is
-// up, and one uplink.
-func newHost(outside string) (*host, error) {
+// elsewhere refuses namespaces that are those the demo was started from.
+func elsewhere(outside string) error {
 	own, err := namespaces()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	for _, ns := range strings.Split(own, ",") {
 		if !strings.Contains(outside, ":[") || slices.Contains(strings.Split(outside, ","), ns) {
-			return nil, errors.New("--" + insideFlag + " is not for people: it would change this host")
+			return errors.New("--" + insideFlag + " is not for people: it would change this host")
 		}
 	}
-	if err := mounts(); err != nil {
+	return nil
+}
+
+// newHost makes a host of the process's own namespaces, which are [elsewhere]:
+// mounts that nobody else sees, a loopback that is up, and one uplink.
+func newHost(o options) (h *host, err error) {
+	h = &host{program: "/proc/self/exe"}
+	if o.group == "" {
+		err = mounts()
+	} else if err = mountsForContainers(o.group); err == nil {
+		h.program, err = copyProgram()
+	}
+	if err != nil {
 		return nil, err
+	}
+	if o.group != "" {
+		if h.mode, err = cgroup.Detect(); err != nil {
+			return nil, err
+		}
 	}
 	if err := environment(); err != nil {
 		return nil, err
@@ -62,7 +80,6 @@ func newHost(outside string) (*host, error) {
 	if err := netns.Create(lanName); err != nil {
 		return nil, fmt.Errorf("make the network outside: %w", err)
 	}
-	h := &host{}
 	outsideNS := func(plan.Place) (*netns.NS, error) { return netns.Open(netns.Path(lanName)) }
 	if h.kernel, err = kernel.Open(ns, kernel.Options{Lookup: outsideNS}); err != nil {
 		return nil, err

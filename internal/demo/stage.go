@@ -26,6 +26,7 @@ type stage struct {
 	host   *host
 
 	act    string
+	told   bool   // that containers are left out
 	table  string // the rules that answers have left out
 	met    int
 	failed []string
@@ -33,12 +34,20 @@ type stage struct {
 
 // perform plays inside the private host.
 func perform(ctx context.Context, w io.Writer, o options, wanted []string) error {
+	if err := elsewhere(o.inside); err != nil {
+		return fmt.Errorf("demo: make a private host: %w", err)
+	}
 	// There is nothing to clean up: what there is ends with the process.
 	defer context.AfterFunc(ctx, func() { os.Exit(1) })()
 	s := &stage{ctx: ctx, o: o, w: w, in: bufio.NewReader(os.Stdin), pretty: isTerminal(os.Stdout), typed: isTerminal(os.Stdin)}
 	s.color = s.pretty && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
 	var err error
-	if s.host, err = newHost(o.inside); err != nil {
+	if o.group != "" && !o.joined {
+		o.lacks = join(o, wanted).Error() // it returns only if it fails
+		o.group = ""
+	}
+	s.o = o
+	if s.host, err = newHost(o); err != nil {
 		if forbidden(err) {
 			return errNotAllowed
 		}
@@ -140,7 +149,7 @@ func (s *stage) berth(args ...string) (string, error) {
 		args = append(args[:len(args):len(args)], "--commands")
 	}
 	var out bytes.Buffer
-	cmd := exec.CommandContext(s.ctx, "/proc/self/exe", args...)
+	cmd := exec.CommandContext(s.ctx, s.host.program, args...)
 	cmd.Stdout, cmd.Stderr = &out, &out
 	err := run(cmd)
 	s.answer(out.String())

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/netip"
 	"os"
 	"strings"
 	"sync/atomic"
@@ -185,11 +184,9 @@ type webServer struct {
 	net.Listener
 	// served counts the pages since the start.
 	served atomic.Int32
-	// client is who asked last.
-	client atomic.Pointer[netip.Addr]
 }
 
-const page = "<h1>Welcome to a web server in a network namespace!</h1>\n"
+const page = "<h1>Welcome to a web server without Docker!</h1>\n"
 
 // web serves the page in a place until it is closed.
 func web(place, addr string) (*webServer, error) {
@@ -224,32 +221,63 @@ func (s *webServer) answer(c net.Conn) {
 			break
 		}
 	}
-	if a, err := netip.ParseAddrPort(c.RemoteAddr().String()); err == nil {
-		from := a.Addr()
-		s.client.Store(&from)
-	}
 	s.served.Add(1)
-	fmt.Fprintf(c, "HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(page), page)
+	client, _, _ := net.SplitHostPort(c.RemoteAddr().String())
+	fmt.Fprintf(c, "HTTP/1.0 200 OK\r\n%s: %s\r\nContent-Length: %d\r\n\r\n%s", clientHeader, client, len(page), page)
 }
+
+// clientHeader says in a page's head who has asked for it.
+const clientHeader = "X-Client"
 
 // curl fetches the page.
 func curl(from, addr string) try {
 	return func(patience time.Duration) error {
-		c, err := dial(from, addr, patience)
-		if err != nil {
-			return err
-		}
-		defer c.Close()
-		if _, err := fmt.Fprintf(c, "GET / HTTP/1.0\r\nHost: %s\r\n\r\n", addr); err != nil {
-			return reason(err)
-		}
-		b, err := io.ReadAll(c)
-		if err != nil {
-			return reason(err)
-		}
-		if _, body, _ := strings.Cut(string(b), "\r\n\r\n"); body != page {
-			return fmt.Errorf("another page: %.80q", b)
-		}
-		return nil
+		_, err := fetch(from, addr, patience)
+		return err
 	}
+}
+
+// fetch fetches the page and returns who the server says has asked for it.
+func fetch(from, addr string, patience time.Duration) (client string, err error) {
+	c, err := dial(from, addr, patience)
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	if _, err := fmt.Fprintf(c, "GET / HTTP/1.0\r\nHost: %s\r\n\r\n", addr); err != nil {
+		return "", reason(err)
+	}
+	b, err := io.ReadAll(c)
+	if err != nil {
+		return "", reason(err)
+	}
+	head, body, _ := strings.Cut(string(b), "\r\n\r\n")
+	if body != page {
+		return "", fmt.Errorf("another page: %.80q", b)
+	}
+	for line := range strings.Lines(head) {
+		if v, ok := strings.CutPrefix(line, clientHeader+": "); ok {
+			client = strings.TrimSpace(v)
+		}
+	}
+	return client, nil
+}
+
+// serve serves the page until it is told to end: what a container does where
+// there is no nginx.
+func serve(ctx context.Context, addr string) error {
+	s, err := web("", addr)
+	if err != nil {
+		return fmt.Errorf("demo: %w", err)
+	}
+	<-ctx.Done()
+	return s.Close()
+}
+
+// because is an error as the end of a line.
+func because(err error) string {
+	if err == nil {
+		return ""
+	}
+	return " (" + err.Error() + ")"
 }
