@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"runtime/debug"
 	"text/tabwriter"
@@ -8,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"berth/engine"
+	"berth/internal/container"
 )
 
 func (p *program) check() *cobra.Command {
@@ -24,6 +26,11 @@ shown with the command that cures it; they are no difference.`,
 				if err != nil {
 					return err
 				}
+				dead, err := p.faulty(wires{e}, func(s *container.Service) ([]string, error) { return s.Check(cmd.Context()) })
+				if err != nil {
+					return err
+				}
+				r.Dead = append(r.Dead, dead...)
 				if err := p.tell(r, format); err != nil {
 					return err
 				}
@@ -36,6 +43,16 @@ shown with the command that cures it; they are no difference.`,
 	}
 	detailFlag(cmd, &format)
 	return cmd
+}
+
+// faulty asks about containers.
+func (p *program) faulty(w wires, ask func(*container.Service) ([]string, error)) ([]string, error) {
+	s, err := p.service(w)
+	if err != nil {
+		return nil, err
+	}
+	defer s.Close()
+	return ask(s)
 }
 
 // tell prints a report.
@@ -73,10 +90,10 @@ printed as "check" prints it.`,
 				if p.dryRun {
 					return err
 				}
-				if terr := p.tell(r, ""); err == nil {
-					err = terr
-				}
-				return err
+				// Its networks are whole by now.
+				dead, cerr := p.faulty(wires{e}, func(s *container.Service) ([]string, error) { return s.Reconcile(cmd.Context()) })
+				r.Dead = append(r.Dead, dead...)
+				return errors.Join(err, cerr, p.tell(r, ""))
 			})
 		},
 	}

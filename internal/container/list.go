@@ -31,8 +31,16 @@ type Detail struct {
 
 // List returns all containers, by id.
 func (s *Service) List(ctx context.Context) ([]Detail, error) {
-	var out []Detail
-	err := s.store.View(ctx, func(tx *store.Tx) error {
+	out, err := s.records(ctx)
+	for i := range out {
+		s.judge(&out[i])
+	}
+	return out, err
+}
+
+// records are those of all containers, and of their runs.
+func (s *Service) records(ctx context.Context) (out []Detail, err error) {
+	err = s.store.View(ctx, func(tx *store.Tx) error {
 		all, err := tx.Containers()
 		if err != nil {
 			return err
@@ -50,33 +58,39 @@ func (s *Service) List(ctx context.Context) ([]Detail, error) {
 		}
 		return nil
 	})
-	for i := range out {
-		out[i].State = s.state(out[i].Container, out[i].Run)
-	}
 	return out, err
 }
 
 // Inspect returns one container.
 func (s *Service) Inspect(ctx context.Context, ref string) (Detail, error) {
 	c, r, err := s.find(ctx, ref)
-	d := Detail{Container: c}
-	if r != nil {
-		d.Run = *r
-	}
-	d.State = s.state(c, d.Run)
+	d := Detail{Container: c, Run: deref(r)}
+	s.judge(&d)
 	return d, err
 }
 
+// judge says where a container stands, also one that has just ended.
+func (s *Service) judge(d *Detail) {
+	d.State = s.state(d.Container, d.Run)
+	if d.Run.Container != "" && d.State == Exited && s.dead(d.Run) {
+		s.tools()
+		d.Last, d.Run = s.end(d.Run), berth.Run{}
+	}
+}
+
 func (s *Service) state(c berth.Container, r berth.Run) State {
-	switch {
-	case r.Container == "" && c.Wanted && !c.Last.Finished.IsZero():
-		return Restarting
-	case r.Container == "" && c.Last.Finished.IsZero():
-		return Created
-	case r.Container == "" || s.ended(c.ID):
+	if r.Started.IsZero() { // what is being started is not yet
+		switch {
+		case c.Last.Finished.IsZero():
+			return Created
+		case c.Wanted:
+			return Restarting
+		}
 		return Exited
-	case r.Monitor.Pid == 0:
-		return Created // being made
+	}
+	switch {
+	case s.ended(c.ID):
+		return Exited
 	case !oci.Alive(r.Monitor):
 		return Dead
 	case r.Paused:
