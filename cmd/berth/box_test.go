@@ -71,7 +71,7 @@ func newDock(t *testing.T) *dock {
 const everything = bare + `
 find /sys/fs/cgroup -mindepth 1 -name 'berth*' ! -path '*/berthtest-*'
 awk '{print "mount", $5}' /proc/self/mountinfo
-find /run/berth/containers /run/berth/exits /run/berth/runtime /var/lib/berth/containers -mindepth 1 2>/dev/null; true`
+find /run/berth/containers /run/berth/exits /run/berth/runtime /run/berth/locks/c-* /var/lib/berth/containers ! -name containers ! -name exits ! -name runtime 2>/dev/null; true`
 
 // empty takes everything away as a user does; nothing is left then.
 func (d *dock) empty(t *testing.T) {

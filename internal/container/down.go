@@ -58,7 +58,7 @@ func (s *Service) finish(ctx context.Context, id string) (*oci.Vigil, time.Time,
 		}
 		r = nil
 	}
-	if r != nil || s.state(c, berth.Run{}) != Restarting || oci.Waits(s.bundle(id)) {
+	if r != nil || s.state(c, berth.Run{}) != Restarting || oci.Keeper(s.bundle(id)).Pid != 0 {
 		return nil, time.Time{}, nil
 	}
 	// The monitor has nothing more to do, and waits for all that descends from
@@ -89,7 +89,8 @@ func (s *Service) ending(ctx context.Context, id string) (c berth.Container, r *
 	}
 	c, r, err = s.find(ctx, id)
 	if errors.Is(err, berth.ErrNotFound) {
-		return c, nil, unlock, nil // removed before
+		s.forgotten.Store(id, true) // before; the lock that was made for us goes
+		return c, nil, unlock, nil
 	}
 	if err != nil {
 		unlock()
@@ -108,18 +109,14 @@ func (s *Service) settle(ctx context.Context, c *berth.Container, r *berth.Run) 
 		c.Wanted = c.Wanted && restarts(*c)
 		c.Delay = delay(c.Delay, c.Last)
 	}
-	if c.AutoRemove {
-		if err := s.clear(ctx, c, r); err != nil {
+	if !c.AutoRemove {
+		// First the record: the exit status is read again if this is the last
+		// that is done.
+		if err := s.update(ctx, *c); err != nil {
 			return err
 		}
-		return s.forget(ctx, c)
+		crash.Point("container.recorded")
 	}
-	// First the record: the exit status is read again if this is the last that
-	// is done.
-	if err := s.update(ctx, *c); err != nil {
-		return err
-	}
-	crash.Point("container.recorded")
 	return s.clear(ctx, c, r)
 }
 
@@ -145,8 +142,8 @@ func delay(before time.Duration, last berth.Exit) time.Duration {
 	return min(max(2*before, 100*time.Millisecond), time.Minute)
 }
 
-// clear takes away what of a run is in the kernel, whatever was reached. Each
-// step may be done twice.
+// clear takes away what of a run is in the kernel, whatever was reached, and
+// with --rm all of the container. Each step may be done twice.
 func (s *Service) clear(ctx context.Context, c *berth.Container, r *berth.Run) error {
 	var errs []error
 	// The monitor first, for what it is about to do. One that has written the
@@ -177,6 +174,12 @@ func (s *Service) clear(ctx context.Context, c *berth.Container, r *berth.Run) e
 		return fmt.Errorf("clean up after container %s: %w", c.Name, err)
 	}
 	crash.Point("container.unbundled")
+	if c.AutoRemove {
+		// Before its run, without which nobody would know that it has ended.
+		if err := s.forget(ctx, c); err != nil {
+			return err
+		}
+	}
 	if err := s.store.Update(ctx, func(tx *store.Tx) error { return tx.DeleteRun(c.ID) }); err != nil {
 		return err
 	}
@@ -210,8 +213,7 @@ func (s *Service) discard(c *berth.Container) error {
 			return err
 		}
 	}
-	// Best effort: a lock file without its container is only a file.
-	_ = s.store.Forget(store.LockContainer, c.ID)
+	s.forgotten.Store(c.ID, true)
 	return os.RemoveAll(s.dir(c.ID))
 }
 

@@ -31,34 +31,29 @@ type Detail struct {
 
 // List returns all containers, by id.
 func (s *Service) List(ctx context.Context) ([]Detail, error) {
-	out, err := s.records(ctx)
-	for i := range out {
+	all, runs, err := s.records(ctx)
+	out := make([]Detail, len(all))
+	for i, c := range all {
+		out[i] = Detail{Container: c, Run: runs[c.ID]}
 		s.judge(&out[i])
 	}
 	return out, err
 }
 
-// records are those of all containers, and of their runs.
-func (s *Service) records(ctx context.Context) (out []Detail, err error) {
+// records are all containers, by id, and all runs.
+func (s *Service) records(ctx context.Context) (all []berth.Container, runs map[string]berth.Run, err error) {
+	runs = map[string]berth.Run{}
 	err = s.store.View(ctx, func(tx *store.Tx) error {
-		all, err := tx.Containers()
-		if err != nil {
+		if all, err = tx.Containers(); err != nil {
 			return err
 		}
-		runs, err := tx.Runs()
-		if err != nil {
-			return err
+		list, err := tx.Runs()
+		for _, r := range list {
+			runs[r.Container] = r
 		}
-		of := make(map[string]berth.Run, len(runs))
-		for _, r := range runs {
-			of[r.Container] = r
-		}
-		for _, c := range all {
-			out = append(out, Detail{Container: c, Run: of[c.ID]})
-		}
-		return nil
+		return err
 	})
-	return out, err
+	return all, runs, err
 }
 
 // Inspect returns one container.

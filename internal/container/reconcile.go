@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"berth"
 	"berth/internal/cgroup"
@@ -40,25 +41,26 @@ func (s *Service) Reconcile(ctx context.Context) ([]string, error) {
 // each hands every container that is not as it should be to fn, locked.
 func (s *Service) each(ctx context.Context, fn func(berth.Container, *berth.Run) error) (told []string, err error) {
 	s.tools()
-	all, err := s.records(ctx)
+	all, runs, err := s.records(ctx)
 	errs := []error{err}
-	for _, d := range all {
-		if s.fault(d.Container, ref(d.Run)) == "" {
+	for _, c := range all {
+		r, ok := runs[c.ID]
+		if ok && s.fault(c, &r) == "" || !ok && s.fault(c, nil) == "" {
 			continue
 		}
-		unlock, err := s.lock(ctx, d.ID)
+		unlock, err := s.lock(ctx, c.ID)
 		if err != nil {
 			return told, err
 		}
 		// Whoever was about to mend it may have done so by now.
-		c, r, err := s.find(ctx, d.ID)
+		c, now, err := s.find(ctx, c.ID)
 		if errors.Is(err, berth.ErrNotFound) {
 			unlock()
 			continue
 		}
-		if why := s.fault(c, r); why != "" && err == nil {
+		if why := s.fault(c, now); why != "" && err == nil {
 			told = append(told, fmt.Sprintf("container %s: %s", c.Name, why))
-			err = fn(c, r)
+			err = fn(c, now)
 		}
 		unlock()
 		errs = append(errs, err)
@@ -66,17 +68,10 @@ func (s *Service) each(ctx context.Context, fn func(berth.Container, *berth.Run)
 	return told, errors.Join(errs...)
 }
 
-func ref(r berth.Run) *berth.Run {
-	if r.Container == "" {
-		return nil
-	}
-	return &r
-}
-
 // fault says what is wrong with a container that is locked; "" if nothing is.
 func (s *Service) fault(c berth.Container, r *berth.Run) string {
 	switch {
-	case r == nil && s.state(c, berth.Run{}) == Restarting && !oci.Waits(s.bundle(c.ID)):
+	case r == nil && s.state(c, berth.Run{}) == Restarting && oci.Keeper(s.bundle(c.ID)).Pid == 0:
 		return "nobody is left to start it again"
 	case r == nil:
 		return ""
@@ -97,24 +92,34 @@ func (s *Service) sweep(ctx context.Context) error {
 		here = append(here, names(s.runtime.Root)...)
 	}
 	// What was made before this look has a record that it finds.
-	all, err := s.records(ctx)
+	all, runs, err := s.records(ctx)
 	if err != nil {
 		return err
 	}
-	known, runs := map[string]bool{}, map[string]bool{}
-	for _, d := range all {
-		known[d.ID], runs[d.ID] = true, d.Run.Container != ""
+	known := map[string]bool{}
+	for _, c := range all {
+		known[c.ID] = true
+	}
+	for id := range runs { // with --rm a container is forgotten before its run
+		if !known[id] {
+			here = append(here, id)
+		}
 	}
 	var errs []error
 	for _, id := range here {
-		if !runs[id] {
+		if _, runs := runs[id]; !runs || !known[id] {
 			errs = append(errs, s.sweepRun(ctx, id))
 		}
 	}
 	for _, file := range waited {
-		id, p, ok := attendant(file)
-		if ok && !oci.Alive(p) || !ok && !runs[id] && !runs[file] {
+		_, p, waits := attendant(file)
+		if _, runs := runs[file]; waits && !oci.Alive(p) || !waits && !runs {
 			errs = append(errs, gone(os.Remove(filepath.Join(s.exits(), file))))
+		}
+	}
+	for _, file := range names(filepath.Join(s.o.Run, "locks")) {
+		if id, ok := strings.CutPrefix(file, "c-"); ok && !known[id] {
+			errs = append(errs, s.store.Forget(store.LockContainer, id))
 		}
 	}
 	for _, id := range kept {
@@ -125,7 +130,7 @@ func (s *Service) sweep(ctx context.Context) error {
 	return errors.Join(append(errs, s.prune(ctx))...)
 }
 
-// sweepRun takes a container out of the kernel that has no run.
+// sweepRun takes a container out of the kernel that has no run, or is forgotten.
 func (s *Service) sweepRun(ctx context.Context, id string) error {
 	unlock, err := s.lock(ctx, id)
 	if err != nil {
@@ -133,11 +138,12 @@ func (s *Service) sweepRun(ctx context.Context, id string) error {
 	}
 	defer unlock()
 	c, r, err := s.find(ctx, id)
-	if errors.Is(err, berth.ErrNotFound) {
-		c, err = berth.Container{ID: id, Name: id}, nil
-	}
-	if err != nil || r != nil || oci.Waits(s.bundle(id)) {
+	forgotten := errors.Is(err, berth.ErrNotFound)
+	if err != nil && !forgotten || err == nil && r != nil || oci.Keeper(s.bundle(id)).Pid != 0 {
 		return err
+	}
+	if forgotten {
+		c = berth.Container{ID: id, Name: id, Rootfs: hostRoot}
 	}
 	return s.clear(ctx, &c, &berth.Run{Container: id})
 }

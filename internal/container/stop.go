@@ -23,13 +23,14 @@ func (s *Service) Stop(ctx context.Context, ref string, signal syscall.Signal, s
 	}
 	c.Wanted = false
 	err = s.update(ctx, c)
+	keeper := oci.Keeper(s.bundle(c.ID))
 	if r == nil {
 		err = errors.Join(err, os.RemoveAll(s.bundle(c.ID))) // calls off a restart
 	}
 	unlock()
 	crash.Point("container.unwanted")
 	if err != nil || r == nil {
-		return err
+		return errors.Join(err, s.calledOff(ctx, keeper))
 	}
 	if signal == 0 {
 		signal = syscall.SIGTERM
@@ -124,8 +125,10 @@ func (s *Service) Remove(ctx context.Context, ref string, force bool) error {
 			return fmt.Errorf("remove container %s: it is %s: stop it first, or use --force: %w", c.Name, state, berth.ErrInUse)
 		}
 		if r == nil {
-			defer unlock()
-			return errors.Join(s.forget(ctx, &c), s.prune(ctx))
+			keeper := oci.Keeper(s.bundle(c.ID))
+			err := s.forget(ctx, &c)
+			unlock()
+			return errors.Join(err, s.calledOff(ctx, keeper))
 		}
 		c.Wanted = false
 		err = s.update(ctx, c)
@@ -140,6 +143,12 @@ func (s *Service) Remove(ctx context.Context, ref string, force bool) error {
 		crash.Point("container.killed")
 		ref = c.ID // and again, should somebody have started it meanwhile
 	}
+}
+
+// calledOff waits until who would have started a container again has ended.
+func (s *Service) calledOff(ctx context.Context, keeper berth.Running) error {
+	_, err := oci.Await(ctx, keeper, 10*time.Second) // it has nothing more to do
+	return errors.Join(err, s.prune(ctx))
 }
 
 func deref(r *berth.Run) (out berth.Run) {

@@ -52,7 +52,7 @@ func (s *Service) start(ctx context.Context, c *berth.Container, ready func(bund
 	down := context.WithoutCancel(ctx)
 	err = &StartError{Code: c.Last.Code, Err: errors.Join(fmt.Errorf("start container %s: %w", c.Name, err), s.clear(down, c, r))}
 	if c.AutoRemove {
-		return errors.Join(err, s.forget(down, c))
+		return err
 	}
 	return errors.Join(err, s.update(down, *c))
 }

@@ -83,11 +83,11 @@ func endProcess(p berth.Running, bundle string) error {
 	return err
 }
 
-// A Vigil is that a process waits to start a container again. It ends with the
-// process, and when its bundle is taken away.
-type Vigil struct{ file, events *os.File }
+// A Vigil is that this process waits to start a container again. It ends with
+// the process, and is called off when the bundle is taken away.
+type Vigil struct{ events *os.File }
 
-// vigilFile is in a bundle while somebody waits.
+// vigilFile says in a bundle who waits.
 const vigilFile = "restart"
 
 // KeepVigil begins one in a bundle that it makes.
@@ -95,24 +95,19 @@ func KeepVigil(bundle string) (*Vigil, error) {
 	if err := os.MkdirAll(bundle, 0o700); err != nil {
 		return nil, err
 	}
-	f, err := os.Create(filepath.Join(bundle, vigilFile))
-	if err != nil {
-		return nil, err
-	}
-	v := &Vigil{file: f}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		v.End()
-		return nil, os.NewSyscallError("flock", err)
-	}
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
-		v.End()
 		return nil, os.NewSyscallError("inotify_init1", err)
 	}
-	v.events = os.NewFile(uintptr(fd), "inotify")
+	v := &Vigil{os.NewFile(uintptr(fd), "inotify")}
 	if _, err := unix.InotifyAddWatch(fd, bundle, unix.IN_DELETE); err != nil {
 		v.End()
 		return nil, os.NewSyscallError("inotify_add_watch", err)
+	}
+	self := Identify(os.Getpid())
+	if err := os.WriteFile(filepath.Join(bundle, vigilFile), fmt.Appendln(nil, self.Pid, self.Since), 0o600); err != nil {
+		v.End()
+		return nil, err
 	}
 	return v, nil
 }
@@ -134,20 +129,17 @@ func (v *Vigil) Wait(ctx context.Context, until time.Time) (off bool, err error)
 	return false, err
 }
 
-// Waits reports whether somebody keeps vigil in a bundle.
-func Waits(bundle string) bool {
-	f, err := os.Open(filepath.Join(bundle, vigilFile))
-	if err != nil {
-		return false
-	}
-	defer f.Close()
-	return unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB) != nil
-}
-
 // End ends it.
-func (v *Vigil) End() {
-	v.file.Close()
-	if v.events != nil {
-		v.events.Close()
+func (v *Vigil) End() { v.events.Close() }
+
+// Keeper is who keeps vigil in a bundle; nobody, if it has ended.
+func Keeper(bundle string) (p berth.Running) {
+	b, err := os.ReadFile(filepath.Join(bundle, vigilFile))
+	if err != nil {
+		return berth.Running{}
 	}
+	if _, err := fmt.Sscan(string(b), &p.Pid, &p.Since); err != nil || !Alive(p) {
+		return berth.Running{}
+	}
+	return p
 }
