@@ -171,9 +171,6 @@ type Run struct {
 	First     Running   `json:"first"`             // the container's first process
 	Monitor   Running   `json:"monitor"`           // conmon
 	Paused    bool      `json:"paused,omitempty"`
-	// Attended reports whether somebody waits for the exit status and takes its
-	// file away.
-	Attended bool `json:"attended,omitempty"`
 }
 
 // A Running is a process, told from a later one of the same pid by its start.

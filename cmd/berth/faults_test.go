@@ -94,7 +94,7 @@ var scrap []string
 // A victim is a host on which berth is killed.
 type victim struct {
 	*nettest.Host
-	path string // of the programs, with the one that can be killed first
+	env []string // PATH leads to the program that can be killed first
 }
 
 func newVictim(t *testing.T) *victim {
@@ -103,7 +103,7 @@ func newVictim(t *testing.T) *victim {
 	if err != nil {
 		t.Fatal(err)
 	}
-	v := &victim{nettest.NewHost(t), dir + ":" + os.Getenv("PATH")}
+	v := &victim{nettest.NewHost(t), []string{"PATH=" + dir + ":" + os.Getenv("PATH")}}
 	// A way out that believes router advertisements, and a namespace that is
 	// not Berth's.
 	v.must(t, "ip link add up0 index 100 type veth peer name up1 && ip addr add 192.0.2.1/24 dev up0 && sysctl -q -w net.ipv6.conf.up0.accept_ra=1 && ip netns add ns1 && ip -n ns1 link set lo up")
@@ -113,7 +113,7 @@ func newVictim(t *testing.T) *victim {
 // sh runs shell commands on the host.
 func (v *victim) sh(script string, env ...string) (string, error) {
 	cmd := v.Command("sh", "-c", script)
-	cmd.Env = append(append(os.Environ(), "PATH="+v.path), env...)
+	cmd.Env = slices.Concat(os.Environ(), v.env, env)
 	out, err := cmd.CombinedOutput()
 	return string(out), err
 }

@@ -168,7 +168,6 @@ func (p *program) attend(ctx context.Context, s *container.Service, c berth.Cont
 		return err
 	})
 	if err != nil {
-		s.Forget(c.ID)
 		return startFailed(err)
 	}
 	defer conn.Close()
@@ -207,11 +206,9 @@ func (p *program) follow(ctx context.Context, s *container.Service, c berth.Cont
 		return err
 	}
 	end := <-over
-	// What takes it away reads the exit status too.
-	err = errors.Join(end.err, s.Gone(ctx, c.ID))
 	s.Forget(c.ID)
-	if err != nil {
-		return err
+	if end.err != nil {
+		return end.err
 	}
 	return failed(end.code)
 }

@@ -1,12 +1,14 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"runtime/debug"
 
 	"github.com/spf13/cobra"
 
 	"berth/engine"
+	"berth/internal/container"
 )
 
 func (p *program) check() *cobra.Command {
@@ -23,6 +25,11 @@ shown with the command that cures it; they are no difference.`,
 				if err != nil {
 					return err
 				}
+				dead, err := p.faulty(wires{e}, func(s *container.Service) ([]string, error) { return s.Check(cmd.Context()) })
+				if err != nil {
+					return err
+				}
+				r.Dead = append(r.Dead, dead...)
 				if err := p.tell(r, format); err != nil {
 					return err
 				}
@@ -35,6 +42,16 @@ shown with the command that cures it; they are no difference.`,
 	}
 	detailFlag(cmd, &format)
 	return cmd
+}
+
+// faulty asks about containers.
+func (p *program) faulty(w wires, ask func(*container.Service) ([]string, error)) ([]string, error) {
+	s, err := p.service(w)
+	if err != nil {
+		return nil, err
+	}
+	defer s.Close()
+	return ask(s)
 }
 
 // tell prints a report.
@@ -72,10 +89,10 @@ printed as "check" prints it.`,
 				if p.dryRun {
 					return err
 				}
-				if terr := p.tell(r, ""); err == nil {
-					err = terr
-				}
-				return err
+				// Its networks are whole by now.
+				dead, cerr := p.faulty(wires{e}, func(s *container.Service) ([]string, error) { return s.Reconcile(cmd.Context()) })
+				r.Dead = append(r.Dead, dead...)
+				return errors.Join(err, cerr, p.tell(r, ""))
 			})
 		},
 	}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"syscall"
 	"time"
 
 	"berth"
@@ -19,34 +18,15 @@ import (
 // Ended is what a monitor calls when its container has ended: it takes away what
 // is left, and starts the container again if that is its policy.
 func (s *Service) Ended(ctx context.Context, id string) error {
-	c, r, unlock, err := s.ending(ctx, id)
-	if err != nil {
+	s.tools()
+	vigil, until, err := s.finish(ctx, id)
+	if err != nil || vigil == nil {
 		return err
 	}
-	if r != nil {
-		err = s.settle(ctx, &c, r)
-		unlock()
-	}
-	if err != nil {
+	defer vigil.End()
+	// This is the one thing that waits; it holds no lock while it does.
+	if off, err := vigil.Wait(ctx, until); off || err != nil {
 		return err
-	}
-	return s.revive(ctx, id)
-}
-
-// revive starts a container again that should run, when its time has come. This
-// is the one thing that waits; it holds no lock while it does.
-func (s *Service) revive(ctx context.Context, id string) error {
-	c, r, err := s.find(ctx, id)
-	if errors.Is(err, berth.ErrNotFound) || err == nil && (r != nil || !c.Wanted) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(time.Until(c.Last.Finished.Add(c.Delay))):
 	}
 	c, r, unlock, err := s.locked(ctx, id)
 	if errors.Is(err, berth.ErrNotFound) {
@@ -56,14 +36,52 @@ func (s *Service) revive(ctx context.Context, id string) error {
 		return err
 	}
 	defer unlock()
-	if r != nil || !c.Wanted {
-		return nil // somebody was quicker, or does not want it any more
+	if r != nil {
+		return nil // somebody was quicker
 	}
-	c.RestartCount++
-	return s.start(ctx, &c, nil)
+	return s.again(ctx, &c)
 }
 
-// ending is locked, for a run that is known to be over.
+// finish is the part of Ended before it waits: until when, and with a vigil that
+// calls it off; nil if there is nothing to wait for.
+func (s *Service) finish(ctx context.Context, id string) (*oci.Vigil, time.Time, error) {
+	c, r, unlock, err := s.ending(ctx, id)
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	defer unlock()
+	// Somebody may have settled it before, and started it anew: that run is none
+	// of ours.
+	if r != nil && (s.over(*r) || r.Monitor.Pid == os.Getppid()) {
+		if err := s.settle(ctx, &c, r); err != nil {
+			return nil, time.Time{}, err
+		}
+		r = nil
+	}
+	if r != nil || s.state(c, berth.Run{}) != Restarting || oci.Keeper(s.bundle(id)).Pid != 0 {
+		return nil, time.Time{}, nil
+	}
+	// The monitor has nothing more to do, and waits for all that descends from
+	// this process (it is a subreaper, prctl(2)): the next monitor too.
+	if err := oci.EndMonitor(s.bundle(id)); err != nil {
+		return nil, time.Time{}, err
+	}
+	vigil, err := oci.KeepVigil(s.bundle(id))
+	return vigil, c.Last.Finished.Add(c.Delay), err
+}
+
+// again starts a container that is locked and not in the kernel once more, if it
+// is still wanted.
+func (s *Service) again(ctx context.Context, c *berth.Container) error {
+	if !c.Wanted {
+		return nil
+	}
+	c.RestartCount++
+	return s.start(ctx, c, nil)
+}
+
+// ending is a container that is locked, whether it is there or not, and its run,
+// if it has one, dead or alive.
 func (s *Service) ending(ctx context.Context, id string) (c berth.Container, r *berth.Run, unlock func(), err error) {
 	s.tools()
 	if unlock, err = s.lock(ctx, id); err != nil {
@@ -71,9 +89,10 @@ func (s *Service) ending(ctx context.Context, id string) (c berth.Container, r *
 	}
 	c, r, err = s.find(ctx, id)
 	if errors.Is(err, berth.ErrNotFound) {
-		err = nil // removed before
+		s.forgotten.Store(id, true) // before; the lock that was made for us goes
+		return c, nil, unlock, nil
 	}
-	if err != nil || r == nil {
+	if err != nil {
 		unlock()
 	}
 	return c, r, unlock, err
@@ -81,24 +100,37 @@ func (s *Service) ending(ctx context.Context, id string) (c berth.Container, r *
 
 // settle takes a run that is over out of the kernel and records how it ended.
 func (s *Service) settle(ctx context.Context, c *berth.Container, r *berth.Run) error {
-	c.Last.Started, c.Last.Finished = r.Started, time.Now().UTC()
-	code, err := oci.ExitCode(s.exits(), c.ID)
-	if err != nil {
+	if r.Started.IsZero() {
+		// Whoever started it was killed: as if nobody had. It goes on being
+		// wanted if it was to be started again.
+		c.Wanted = c.Wanted && !c.Last.Finished.IsZero()
+	} else {
+		c.Last = s.end(*r)
+		c.Wanted = c.Wanted && restarts(*c)
+		c.Delay = delay(c.Delay, c.Last)
+	}
+	if !c.AutoRemove {
+		// First the record: the exit status is read again if this is the last
+		// that is done.
+		if err := s.update(ctx, *c); err != nil {
+			return err
+		}
+		crash.Point("container.recorded")
+	}
+	return s.clear(ctx, c, r)
+}
+
+// end is how a run that is over has ended.
+func (s *Service) end(r berth.Run) berth.Exit {
+	e := berth.Exit{Started: r.Started, Finished: time.Now().UTC()}
+	var err error
+	if e.Code, err = oci.ExitCode(s.exits(), r.Container); err != nil {
 		// No monitor has seen the end, or it saw none: as docker, when that is
 		// all that is known.
-		code, c.Last.Error = 255, "its monitor ended before it"
+		e.Code, e.Error = 255, "its monitor ended before it"
 	}
-	c.Last.Code = code
-	c.Last.OOM, _ = s.group(c.ID).OOMKilled() // best effort: it says more, it decides nothing
-	if err := s.clear(ctx, c, r); err != nil {
-		return err
-	}
-	if c.AutoRemove {
-		return s.forget(ctx, c)
-	}
-	c.Wanted = c.Wanted && restarts(*c)
-	c.Delay = delay(c.Delay, c.Last)
-	return s.update(ctx, *c)
+	e.OOM, _ = s.group(r.Container).OOMKilled() // best effort: it says more, it decides nothing
+	return e
 }
 
 // delay is docker's back-off: it doubles from 100 ms to a minute, and begins
@@ -110,19 +142,25 @@ func delay(before time.Duration, last berth.Exit) time.Duration {
 	return min(max(2*before, 100*time.Millisecond), time.Minute)
 }
 
-// clear takes away what of a run is in the kernel, whatever was reached. Each
-// step may be done twice.
+// clear takes away what of a run is in the kernel, whatever was reached, and
+// with --rm all of the container. Each step may be done twice.
 func (s *Service) clear(ctx context.Context, c *berth.Container, r *berth.Run) error {
 	var errs []error
-	if oci.Alive(r.Monitor) && r.First.Pid != 0 && !s.ended(c.ID) {
-		errs = append(errs, s.runtime.Kill(ctx, c.ID, syscall.SIGKILL, true))
+	// The monitor first, for what it is about to do. One that has written the
+	// exit status has done all; this may be what it runs at the end.
+	if !s.ended(c.ID) {
+		errs = append(errs, oci.EndMonitor(s.bundle(c.ID)))
+	}
+	group := s.group(c.ID)
+	if group.Exists() {
+		errs = append(errs, group.Kill()) // the runtime waits for it in steps of 100 ms
 	}
 	if s.runtime.Knows(c.ID) {
 		errs = append(errs, s.runtime.Delete(ctx, c.ID))
 	}
 	crash.Point("container.deleted")
-	if group := s.group(c.ID); group.Exists() {
-		errs = append(errs, group.Kill(), group.Remove())
+	if group.Exists() {
+		errs = append(errs, group.Remove())
 	}
 	if c.Rootfs == hostRoot {
 		errs = append(errs, hostroot.Unmount(s.layers(c.ID)))
@@ -131,21 +169,23 @@ func (s *Service) clear(ctx context.Context, c *berth.Container, r *berth.Run) e
 		errs = append(errs, s.o.Networks.Remove(ctx, r.Sandbox, c.ID))
 	}
 	crash.Point("container.disconnected")
+	errs = append(errs, os.RemoveAll(s.bundle(c.ID)), s.tell(c.ID, c.Last.Code))
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("clean up after container %s: %w", c.Name, err)
 	}
-	if err := os.RemoveAll(s.bundle(c.ID)); err != nil {
+	crash.Point("container.unbundled")
+	if c.AutoRemove {
+		// Before its run, without which nobody would know that it has ended.
+		if err := s.forget(ctx, c); err != nil {
+			return err
+		}
+	}
+	if err := s.store.Update(ctx, func(tx *store.Tx) error { return tx.DeleteRun(c.ID) }); err != nil {
 		return err
 	}
-	if !r.Attended {
-		s.Forget(c.ID)
-	}
-	return s.store.Update(ctx, func(tx *store.Tx) error { return tx.DeleteRun(c.ID) })
+	crash.Point("container.cleared")
+	return errors.Join(gone(os.Remove(filepath.Join(s.exits(), c.ID))), s.prune(ctx))
 }
-
-// Forget takes away the exit status that a monitor wrote; whoever attends a
-// container reads it first.
-func (s *Service) Forget(id string) { os.Remove(filepath.Join(s.exits(), id)) }
 
 // ended reports whether a monitor has written an exit status.
 func (s *Service) ended(id string) bool {
@@ -155,234 +195,26 @@ func (s *Service) ended(id string) bool {
 
 // forget removes a container that is not in the kernel.
 func (s *Service) forget(ctx context.Context, c *berth.Container) error {
+	if err := os.RemoveAll(s.bundle(c.ID)); err != nil { // calls off a restart
+		return err
+	}
+	err := s.store.Update(ctx, func(tx *store.Tx) error { return tx.DeleteContainer(c.ID) })
+	if err != nil {
+		return err
+	}
+	crash.Point("container.forgotten")
+	return s.discard(c)
+}
+
+// discard removes what is kept of a container that is forgotten.
+func (s *Service) discard(c *berth.Container) error {
 	if c.Rootfs == hostRoot {
 		if err := hostroot.Remove(s.layers(c.ID)); err != nil {
 			return err
 		}
 	}
-	if err := os.RemoveAll(s.dir(c.ID)); err != nil {
-		return err
-	}
-	err := s.store.Update(ctx, func(tx *store.Tx) error { return tx.DeleteContainer(c.ID) })
-	if err == nil {
-		// Best effort: a lock file without its container is only a file.
-		_ = s.store.Forget(store.LockContainer, c.ID)
-	}
-	return err
-}
-
-// Stop ends a container: first by its own signal, and after a while by SIGKILL.
-// A signal of 0 is the container's own, and seconds of nil as well; negative ones
-// are for ever.
-func (s *Service) Stop(ctx context.Context, ref string, signal syscall.Signal, seconds *int) error {
-	c, r, unlock, err := s.locked(ctx, ref)
-	if err != nil {
-		return err
-	}
-	c.Wanted = false
-	err = s.update(ctx, c)
-	unlock()
-	if err != nil || r == nil {
-		return err
-	}
-	if signal == 0 {
-		signal = syscall.SIGTERM
-		if c.StopSignal != "" {
-			if signal, err = oci.ParseSignal(c.StopSignal); err != nil {
-				return err
-			}
-		}
-	}
-	wait := 10 * time.Second
-	if seconds == nil {
-		seconds = c.StopTimeout
-	}
-	if seconds != nil {
-		wait = time.Duration(*seconds) * time.Second
-	}
-	if wait != 0 {
-		if r.Paused {
-			if err := s.Unpause(ctx, c.ID); err != nil {
-				return err
-			}
-		}
-		if err := s.runtime.Kill(ctx, c.ID, signal, false); err != nil && oci.Alive(r.First) {
-			return fmt.Errorf("stop container %s: %w", c.Name, err)
-		}
-		if over, err := s.over(ctx, *r, wait); over || err != nil {
-			return err
-		}
-	}
-	return s.kill(ctx, c, *r)
-}
-
-// kill ends a container at once, and waits until it has gone.
-func (s *Service) kill(ctx context.Context, c berth.Container, r berth.Run) error {
-	if err := s.runtime.Kill(ctx, c.ID, syscall.SIGKILL, true); err != nil && oci.Alive(r.First) {
-		return fmt.Errorf("kill container %s: %w", c.Name, err)
-	}
-	if over, err := s.over(ctx, r, 30*time.Second); err != nil || over {
-		return err
-	}
-	return fmt.Errorf("container %s does not end: %w", c.Name, berth.ErrInUse)
-}
-
-// over waits until a run's monitor has ended, and with it what it does at the
-// end. A negative time is for ever.
-func (s *Service) over(ctx context.Context, r berth.Run, wait time.Duration) (bool, error) {
-	ended, err := oci.Await(ctx, r.Monitor, wait)
-	if err != nil || !ended {
-		return false, err
-	}
-	// The monitor may have been killed: then nobody has cleaned up.
-	c, now, unlock, err := s.ending(ctx, r.Container)
-	if err != nil || now == nil {
-		return true, err
-	}
-	defer unlock()
-	if now.Monitor == r.Monitor {
-		return true, s.settle(ctx, &c, now)
-	}
-	return true, nil // it has been started again
-}
-
-// Kill sends a container a signal.
-func (s *Service) Kill(ctx context.Context, ref string, signal syscall.Signal) error {
-	c, r, unlock, err := s.locked(ctx, ref)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	if r == nil {
-		return fmt.Errorf("kill container %s: it does not run: %w", c.Name, berth.ErrInvalid)
-	}
-	if err := s.runtime.Kill(ctx, c.ID, signal, false); err != nil {
-		return fmt.Errorf("kill container %s: %w", c.Name, err)
-	}
-	return nil
-}
-
-// Wait waits until a container does not run, and returns its exit status.
-func (s *Service) Wait(ctx context.Context, ref string) (int, error) {
-	c, r, err := s.find(ctx, ref)
-	if err != nil {
-		return 0, err
-	}
-	for r != nil && oci.Alive(r.Monitor) {
-		if _, err := oci.Await(ctx, r.Monitor, -1); err != nil {
-			return 0, err
-		}
-		was := *r
-		if c, r, err = s.find(ctx, c.ID); err != nil {
-			return 0, err
-		}
-		if r != nil && r.Monitor == was.Monitor {
-			break
-		}
-	}
-	if r != nil {
-		if _, _, unlock, err := s.locked(ctx, c.ID); err != nil {
-			return 0, err
-		} else {
-			unlock()
-		}
-		c, _, err = s.find(ctx, c.ID)
-	}
-	return c.Last.Code, err
-}
-
-// Remove removes containers and all that is kept of them. One that runs is
-// refused unless force.
-func (s *Service) Remove(ctx context.Context, ref string, force bool) error {
-	c, r, unlock, err := s.locked(ctx, ref)
-	if err != nil {
-		return err
-	}
-	if r != nil {
-		c.Wanted = false
-		err := s.update(ctx, c)
-		unlock()
-		if err != nil {
-			return err
-		}
-		if !force {
-			return fmt.Errorf("remove container %s: it runs: stop it first, or use --force: %w", c.Name, berth.ErrInUse)
-		}
-		if err := s.kill(ctx, c, *r); err != nil {
-			return err
-		}
-		if c, r, unlock, err = s.locked(ctx, c.ID); err != nil {
-			if errors.Is(err, berth.ErrNotFound) {
-				return nil // with --rm it has gone by itself
-			}
-			return err
-		}
-		if r != nil {
-			unlock()
-			return fmt.Errorf("remove container %s: it was started meanwhile: %w", c.Name, berth.ErrInUse)
-		}
-	}
-	defer unlock()
-	return s.forget(ctx, &c)
-}
-
-// Pause stops all processes of a container where they are.
-func (s *Service) Pause(ctx context.Context, ref string) error { return s.freeze(ctx, ref, true) }
-
-// Unpause lets them go on.
-func (s *Service) Unpause(ctx context.Context, ref string) error { return s.freeze(ctx, ref, false) }
-
-func (s *Service) freeze(ctx context.Context, ref string, on bool) error {
-	c, r, unlock, err := s.locked(ctx, ref)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	do, what := s.runtime.Resume, "unpause"
-	if on {
-		do, what = s.runtime.Pause, "pause"
-	}
-	switch {
-	case r == nil:
-		return fmt.Errorf("%s container %s: it does not run: %w", what, c.Name, berth.ErrInvalid)
-	case r.Paused == on && on:
-		return fmt.Errorf("pause container %s: it is paused already: %w", c.Name, berth.ErrInvalid)
-	case r.Paused == on:
-		return fmt.Errorf("unpause container %s: it is not paused: %w", c.Name, berth.ErrInvalid)
-	}
-	if err := do(ctx, c.ID); err != nil {
-		return fmt.Errorf("%s container %s: %w", what, c.Name, err)
-	}
-	r.Paused = on
-	return s.putRun(ctx, *r)
-}
-
-// Reconcile takes away what died by other means, and returns the names of the
-// containers it was about.
-func (s *Service) Reconcile(ctx context.Context) (names []string, err error) {
-	var runs []berth.Run
-	err = s.store.View(ctx, func(tx *store.Tx) (err error) {
-		runs, err = tx.Runs()
-		return err
-	})
-	var errs []error
-	for _, r := range runs {
-		if !s.dead(r) {
-			continue
-		}
-		c, now, unlock, err := s.ending(ctx, r.Container)
-		if err != nil || now == nil {
-			errs = append(errs, err)
-			continue
-		}
-		if s.dead(*now) {
-			errs = append(errs, s.settle(ctx, &c, now))
-			names = append(names, c.Name)
-		}
-		unlock()
-		errs = append(errs, s.revive(ctx, c.ID))
-	}
-	return names, errors.Join(append(errs, err)...)
+	s.forgotten.Store(c.ID, true)
+	return os.RemoveAll(s.dir(c.ID))
 }
 
 // restarts reports whether a container's policy is to start it again.
@@ -394,25 +226,4 @@ func restarts(c berth.Container) bool {
 		return c.Last.Code != 0 && (c.Restart.Retries == 0 || c.RestartCount < c.Restart.Retries)
 	}
 	return false
-}
-
-// Exit waits until a container that was started has ended, and returns its exit
-// status. Whoever attends it calls [Service.Forget] then.
-func (s *Service) Exit(ctx context.Context, id string) (int, error) {
-	if err := oci.AwaitExit(ctx, s.exits(), id); err != nil {
-		return 0, err
-	}
-	return oci.ExitCode(s.exits(), id)
-}
-
-// Gone waits until a container that has ended is out of the kernel.
-func (s *Service) Gone(ctx context.Context, id string) error {
-	_, r, err := s.find(ctx, id)
-	if errors.Is(err, berth.ErrNotFound) || err == nil && r == nil {
-		return nil
-	}
-	if err == nil {
-		_, err = s.over(ctx, *r, -1)
-	}
-	return err
 }

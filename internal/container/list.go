@@ -31,52 +31,61 @@ type Detail struct {
 
 // List returns all containers, by id.
 func (s *Service) List(ctx context.Context) ([]Detail, error) {
-	var out []Detail
-	err := s.store.View(ctx, func(tx *store.Tx) error {
-		all, err := tx.Containers()
-		if err != nil {
-			return err
-		}
-		runs, err := tx.Runs()
-		if err != nil {
-			return err
-		}
-		of := make(map[string]berth.Run, len(runs))
-		for _, r := range runs {
-			of[r.Container] = r
-		}
-		for _, c := range all {
-			out = append(out, Detail{Container: c, Run: of[c.ID]})
-		}
-		return nil
-	})
-	for i := range out {
-		out[i].State = s.state(out[i].Container, out[i].Run)
+	all, runs, err := s.records(ctx)
+	out := make([]Detail, len(all))
+	for i, c := range all {
+		out[i] = Detail{Container: c, Run: runs[c.ID]}
+		s.judge(&out[i])
 	}
 	return out, err
+}
+
+// records are all containers, by id, and all runs.
+func (s *Service) records(ctx context.Context) (all []berth.Container, runs map[string]berth.Run, err error) {
+	runs = map[string]berth.Run{}
+	err = s.store.View(ctx, func(tx *store.Tx) error {
+		if all, err = tx.Containers(); err != nil {
+			return err
+		}
+		list, err := tx.Runs()
+		for _, r := range list {
+			runs[r.Container] = r
+		}
+		return err
+	})
+	return all, runs, err
 }
 
 // Inspect returns one container.
 func (s *Service) Inspect(ctx context.Context, ref string) (Detail, error) {
 	c, r, err := s.find(ctx, ref)
-	d := Detail{Container: c}
-	if r != nil {
-		d.Run = *r
-	}
-	d.State = s.state(c, d.Run)
+	d := Detail{Container: c, Run: deref(r)}
+	s.judge(&d)
 	return d, err
 }
 
+// judge says where a container stands, also one that has just ended.
+func (s *Service) judge(d *Detail) {
+	d.State = s.state(d.Container, d.Run)
+	if d.Run.Container != "" && d.State == Exited && s.dead(d.Run) {
+		s.tools()
+		d.Last, d.Run = s.end(d.Run), berth.Run{}
+	}
+}
+
 func (s *Service) state(c berth.Container, r berth.Run) State {
-	switch {
-	case r.Container == "" && c.Wanted && !c.Last.Finished.IsZero():
-		return Restarting
-	case r.Container == "" && c.Last.Finished.IsZero():
-		return Created
-	case r.Container == "" || s.ended(c.ID):
+	if r.Started.IsZero() { // what is being started is not yet
+		switch {
+		case c.Last.Finished.IsZero():
+			return Created
+		case c.Wanted:
+			return Restarting
+		}
 		return Exited
-	case r.Monitor.Pid == 0:
-		return Created // being made
+	}
+	switch {
+	case s.ended(c.ID):
+		return Exited
 	case !oci.Alive(r.Monitor):
 		return Dead
 	case r.Paused:

@@ -76,6 +76,8 @@ type Service struct {
 	runtime oci.Runtime
 	monitor oci.Monitor
 	lacks   error // what no container can run without
+
+	forgotten sync.Map // ids whose lock goes when it is given back
 }
 
 // Open opens the containers of a host. That there is no runtime or no conmon is
@@ -137,7 +139,17 @@ func (s *Service) Bundle(id string) string { return s.bundle(id) }
 
 // lock waits for a container's lock.
 func (s *Service) lock(ctx context.Context, id string) (unlock func(), err error) {
-	return s.store.Lock(ctx, store.LockContainer, id, true)
+	release, err := s.store.Lock(ctx, store.LockContainer, id, true)
+	if err != nil {
+		return nil, err
+	}
+	return func() {
+		release()
+		if _, gone := s.forgotten.LoadAndDelete(id); gone {
+			// Best effort: a lock file without its container is only a file.
+			_ = s.store.Forget(store.LockContainer, id)
+		}
+	}, nil
 }
 
 // find returns a container by name or id, and its run, if it has one.
@@ -174,7 +186,11 @@ func (s *Service) locked(ctx context.Context, ref string) (c berth.Container, r 
 			unlock()
 		}
 	}()
-	if c, r, err = s.find(ctx, c.ID); err != nil || r == nil || !s.dead(*r) {
+	id := c.ID
+	if c, r, err = s.find(ctx, id); errors.Is(err, berth.ErrNotFound) {
+		s.forgotten.Store(id, true) // while we waited; the lock was made anew
+	}
+	if err != nil || r == nil || !s.over(*r) {
 		return c, r, unlock, err
 	}
 	if err = s.settle(ctx, &c, r); err != nil {
@@ -184,8 +200,12 @@ func (s *Service) locked(ctx context.Context, ref string) (c berth.Container, r 
 	return c, r, unlock, err
 }
 
-// dead reports whether a run is over, though it may not have been taken away.
+// dead reports whether a run has ended, though it may not have been taken away.
 func (s *Service) dead(r berth.Run) bool { return !oci.Alive(r.Monitor) || s.ended(r.Container) }
+
+// over reports whether a run, of a container that is locked, has to be taken
+// away: it is dead, or whoever began to start it is.
+func (s *Service) over(r berth.Run) bool { return r.Started.IsZero() || s.dead(r) }
 
 // update changes a container's record.
 func (s *Service) update(ctx context.Context, c berth.Container) error {
@@ -222,11 +242,8 @@ func (s *Service) Create(ctx context.Context, c berth.Container) (berth.Containe
 	if err := s.possible(c); err != nil {
 		return c, fmt.Errorf("create container %s: %w", c.Name, err)
 	}
-	if err := os.MkdirAll(s.dir(c.ID), 0o700); err != nil {
-		return c, err
-	}
 	if err := s.update(ctx, c); err != nil {
-		return c, errors.Join(fmt.Errorf("create container %s: %w", c.Name, err), os.RemoveAll(s.dir(c.ID)))
+		return c, fmt.Errorf("create container %s: %w", c.Name, err)
 	}
 	return c, nil
 }

@@ -34,15 +34,17 @@ func (s *Service) Start(ctx context.Context, ref string, ready func(bundle strin
 
 // start starts a container that is locked and not in the kernel.
 func (s *Service) start(ctx context.Context, c *berth.Container, ready func(bundle string) error) error {
-	c.Wanted, c.Last = true, berth.Exit{}
-	if err := s.update(ctx, *c); err != nil {
-		return err
+	if ready != nil {
+		if err := s.attend(c.ID); err != nil {
+			return err
+		}
 	}
-	r := &berth.Run{Container: c.ID, Attended: ready != nil}
+	r := &berth.Run{Container: c.ID}
 	err := s.raise(ctx, c, r, ready)
 	if err == nil {
 		return nil
 	}
+	s.Forget(c.ID)
 	c.Wanted = false
 	c.Last = berth.Exit{Code: failureCode(err), Error: err.Error(), Finished: time.Now().UTC()}
 	// What was asked for may have ended with ctx; what is left must go all the
@@ -50,7 +52,7 @@ func (s *Service) start(ctx context.Context, c *berth.Container, ready func(bund
 	down := context.WithoutCancel(ctx)
 	err = &StartError{Code: c.Last.Code, Err: errors.Join(fmt.Errorf("start container %s: %w", c.Name, err), s.clear(down, c, r))}
 	if c.AutoRemove {
-		return errors.Join(err, s.forget(down, c))
+		return err
 	}
 	return errors.Join(err, s.update(down, *c))
 }
@@ -104,7 +106,7 @@ func (s *Service) raise(ctx context.Context, c *berth.Container, r *berth.Run, r
 	pid, monitor, err := s.monitor.Create(ctx, oci.Watch{
 		ID: c.ID, Bundle: s.bundle(c.ID), Runtime: s.runtime, Log: s.LogPath(c.ID), LogMaxSize: logMax(*c), ExitDir: s.exits(),
 		OnExit: append(append([]string{}, s.o.OnExit...), c.ID), Terminal: c.Process.Terminal, Stdin: c.Process.Stdin,
-		KeepStdin: c.Process.Terminal || !r.Attended,
+		KeepStdin: c.Process.Terminal || ready == nil,
 		Place:     func(pid int) error { return s.mode.Group(cgroup.MonitorGroup).Add(pid) },
 	})
 	w := <-wires
@@ -130,7 +132,10 @@ func (s *Service) raise(ctx context.Context, c *berth.Container, r *berth.Run, r
 	}
 	crash.Point("container.started")
 	r.Started = time.Now().UTC()
-	return s.putRun(ctx, *r)
+	c.Wanted, c.Last = true, berth.Exit{}
+	return s.store.Update(ctx, func(tx *store.Tx) error {
+		return errors.Join(tx.PutRun(*r), tx.PutContainer(*c))
+	})
 }
 
 // namespace makes or finds the network namespace. "" is the host's own, and
@@ -189,6 +194,10 @@ func (s *Service) connect(ctx context.Context, c *berth.Container, r *berth.Run)
 // prepare writes the bundle: what the runtime reads, and the files that are laid
 // over the container's own.
 func (s *Service) prepare(c *berth.Container, nsPath, pidns string) error {
+	// What an earlier start or end has left; it calls off a restart.
+	if err := errors.Join(os.RemoveAll(s.bundle(c.ID)), gone(os.Remove(filepath.Join(s.exits(), c.ID)))); err != nil {
+		return err
+	}
 	for _, d := range []string{s.bundle(c.ID), s.exits(), s.runtime.Root, s.dir(c.ID)} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return err

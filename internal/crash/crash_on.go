@@ -5,6 +5,7 @@ package crash
 import (
 	"os"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"syscall"
 )
@@ -14,6 +15,15 @@ var (
 	limit  = func() int64 { n, _ := strconv.ParseInt(os.Getenv("BERTH_CRASH"), 10, 64); return n }()
 	log    = os.Getenv("BERTH_CRASH_LOG")
 )
+
+// What a process obeys is not for those that it starts, but BERTH_CRASH_CHILD is.
+func init() {
+	for _, name := range []string{"BERTH_CRASH", "BERTH_CRASH_LOG"} {
+		child := strings.Replace(name, "CRASH", "CRASH_CHILD", 1)
+		os.Setenv(name, os.Getenv(child))
+		os.Unsetenv(child)
+	}
+}
 
 // Point kills the process, as kill -9 does, if it is the BERTH_CRASH-th that
 // is passed. Its name is appended to the file BERTH_CRASH_LOG.

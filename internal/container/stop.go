@@ -1,0 +1,190 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+	"time"
+
+	"berth"
+	"berth/internal/crash"
+	"berth/internal/oci"
+)
+
+// Stop ends a container: first by its own signal, and after a while by SIGKILL.
+// A signal of 0 is the container's own, and seconds of nil as well; negative ones
+// are for ever.
+func (s *Service) Stop(ctx context.Context, ref string, signal syscall.Signal, seconds *int) error {
+	c, r, unlock, err := s.locked(ctx, ref)
+	if err != nil {
+		return err
+	}
+	c.Wanted = false
+	err = s.update(ctx, c)
+	keeper := oci.Keeper(s.bundle(c.ID))
+	if r == nil {
+		err = errors.Join(err, os.RemoveAll(s.bundle(c.ID))) // calls off a restart
+	}
+	unlock()
+	crash.Point("container.unwanted")
+	if err != nil || r == nil {
+		return errors.Join(err, s.calledOff(ctx, keeper))
+	}
+	if signal == 0 {
+		signal = syscall.SIGTERM
+		if c.StopSignal != "" {
+			if signal, err = oci.ParseSignal(c.StopSignal); err != nil {
+				return err
+			}
+		}
+	}
+	wait := 10 * time.Second
+	if seconds == nil {
+		seconds = c.StopTimeout
+	}
+	if seconds != nil {
+		wait = time.Duration(*seconds) * time.Second
+	}
+	if wait != 0 {
+		if r.Paused {
+			if err := s.Unpause(ctx, c.ID); err != nil {
+				return err
+			}
+		}
+		if err := s.runtime.Kill(ctx, c.ID, signal, false); err != nil && oci.Alive(r.First) {
+			return fmt.Errorf("stop container %s: %w", c.Name, err)
+		}
+		if over, err := s.past(ctx, *r, wait); over || err != nil {
+			return err
+		}
+	}
+	return s.kill(ctx, c, *r)
+}
+
+// kill ends a container at once, and waits until it has gone.
+func (s *Service) kill(ctx context.Context, c berth.Container, r berth.Run) error {
+	if err := s.runtime.Kill(ctx, c.ID, syscall.SIGKILL, true); err != nil && oci.Alive(r.First) {
+		return fmt.Errorf("kill container %s: %w", c.Name, err)
+	}
+	if over, err := s.past(ctx, r, 30*time.Second); err != nil || over {
+		return err
+	}
+	return fmt.Errorf("container %s does not end: %w", c.Name, berth.ErrInUse)
+}
+
+// past waits until a run's monitor has ended, and with it what it does at the
+// end. A negative time is for ever.
+func (s *Service) past(ctx context.Context, r berth.Run, wait time.Duration) (bool, error) {
+	ended, err := oci.Await(ctx, r.Monitor, wait)
+	if err != nil || !ended {
+		return false, err
+	}
+	// The monitor may have been killed: then nobody has cleaned up.
+	c, now, unlock, err := s.ending(ctx, r.Container)
+	if err != nil {
+		return true, err
+	}
+	defer unlock()
+	if now != nil && now.Monitor == r.Monitor { // else it has been started again
+		err = s.settle(ctx, &c, now)
+	}
+	return true, errors.Join(err, s.prune(ctx))
+}
+
+// Kill sends a container a signal.
+func (s *Service) Kill(ctx context.Context, ref string, signal syscall.Signal) error {
+	c, r, unlock, err := s.locked(ctx, ref)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if r == nil {
+		return fmt.Errorf("kill container %s: it does not run: %w", c.Name, berth.ErrInvalid)
+	}
+	if err := s.runtime.Kill(ctx, c.ID, signal, false); err != nil {
+		return fmt.Errorf("kill container %s: %w", c.Name, err)
+	}
+	return nil
+}
+
+// Remove removes containers and all that is kept of them. One that runs is
+// refused unless force.
+func (s *Service) Remove(ctx context.Context, ref string, force bool) error {
+	for again := false; ; again = true {
+		c, r, unlock, err := s.locked(ctx, ref)
+		if again && errors.Is(err, berth.ErrNotFound) {
+			return nil // with --rm it has gone by itself
+		}
+		if err != nil {
+			return err
+		}
+		if state := s.state(c, deref(r)); !force && (r != nil || state == Restarting) {
+			unlock()
+			return fmt.Errorf("remove container %s: it is %s: stop it first, or use --force: %w", c.Name, state, berth.ErrInUse)
+		}
+		if r == nil {
+			keeper := oci.Keeper(s.bundle(c.ID))
+			err := s.forget(ctx, &c)
+			unlock()
+			return errors.Join(err, s.calledOff(ctx, keeper))
+		}
+		c.Wanted = false
+		err = s.update(ctx, c)
+		unlock()
+		crash.Point("container.unwanted")
+		if err != nil {
+			return err
+		}
+		if err := s.kill(ctx, c, *r); err != nil {
+			return err
+		}
+		crash.Point("container.killed")
+		ref = c.ID // and again, should somebody have started it meanwhile
+	}
+}
+
+// calledOff waits until who would have started a container again has ended.
+func (s *Service) calledOff(ctx context.Context, keeper berth.Running) error {
+	_, err := oci.Await(ctx, keeper, 10*time.Second) // it has nothing more to do
+	return errors.Join(err, s.prune(ctx))
+}
+
+func deref(r *berth.Run) (out berth.Run) {
+	if r != nil {
+		out = *r
+	}
+	return out
+}
+
+// Pause stops all processes of a container where they are.
+func (s *Service) Pause(ctx context.Context, ref string) error { return s.freeze(ctx, ref, true) }
+
+// Unpause lets them go on.
+func (s *Service) Unpause(ctx context.Context, ref string) error { return s.freeze(ctx, ref, false) }
+
+func (s *Service) freeze(ctx context.Context, ref string, on bool) error {
+	c, r, unlock, err := s.locked(ctx, ref)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	do, what := s.runtime.Resume, "unpause"
+	if on {
+		do, what = s.runtime.Pause, "pause"
+	}
+	switch {
+	case r == nil:
+		return fmt.Errorf("%s container %s: it does not run: %w", what, c.Name, berth.ErrInvalid)
+	case r.Paused == on && on:
+		return fmt.Errorf("pause container %s: it is paused already: %w", c.Name, berth.ErrInvalid)
+	case r.Paused == on:
+		return fmt.Errorf("unpause container %s: it is not paused: %w", c.Name, berth.ErrInvalid)
+	}
+	if err := do(ctx, c.ID); err != nil {
+		return fmt.Errorf("%s container %s: %w", what, c.Name, err)
+	}
+	r.Paused = on
+	return s.putRun(ctx, *r)
+}
