@@ -114,6 +114,12 @@ func delay(before time.Duration, last berth.Exit) time.Duration {
 // step may be done twice.
 func (s *Service) clear(ctx context.Context, c *berth.Container, r *berth.Run) error {
 	var errs []error
+	// The networks go while the runtime deletes, if no process can be left.
+	unwired := make(chan error, 1)
+	over := s.ended(c.ID) && c.PidMode == ""
+	if over {
+		go func() { unwired <- s.unwire(ctx, c, r) }()
+	}
 	if oci.Alive(r.Monitor) && r.First.Pid != 0 && !s.ended(c.ID) {
 		errs = append(errs, s.runtime.Kill(ctx, c.ID, syscall.SIGKILL, true))
 	}
@@ -127,9 +133,10 @@ func (s *Service) clear(ctx context.Context, c *berth.Container, r *berth.Run) e
 	if c.Rootfs == hostRoot {
 		errs = append(errs, hostroot.Unmount(s.layers(c.ID)))
 	}
-	if r.Sandbox != "" {
-		errs = append(errs, s.o.Networks.Remove(ctx, r.Sandbox, c.ID))
+	if !over {
+		unwired <- s.unwire(ctx, c, r)
 	}
+	errs = append(errs, <-unwired)
 	crash.Point("container.disconnected")
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("clean up after container %s: %w", c.Name, err)
@@ -141,6 +148,13 @@ func (s *Service) clear(ctx context.Context, c *berth.Container, r *berth.Run) e
 		s.Forget(c.ID)
 	}
 	return s.store.Update(ctx, func(tx *store.Tx) error { return tx.DeleteRun(c.ID) })
+}
+
+func (s *Service) unwire(ctx context.Context, c *berth.Container, r *berth.Run) error {
+	if r.Sandbox == "" {
+		return nil
+	}
+	return s.o.Networks.Remove(ctx, r.Sandbox, c.ID)
 }
 
 // Forget takes away the exit status that a monitor wrote; whoever attends a
@@ -218,7 +232,13 @@ func (s *Service) Stop(ctx context.Context, ref string, signal syscall.Signal, s
 
 // kill ends a container at once, and waits until it has gone.
 func (s *Service) kill(ctx context.Context, c berth.Container, r berth.Run) error {
-	if err := s.runtime.Kill(ctx, c.ID, syscall.SIGKILL, true); err != nil && oci.Alive(r.First) {
+	// Its processes end with the first one, which needs no runtime; not if it has
+	// the processes of others around it, or is paused and takes no signal.
+	end := func() error { return oci.Signal(r.First, syscall.SIGKILL) }
+	if c.PidMode != "" || r.Paused {
+		end = func() error { return s.runtime.Kill(ctx, c.ID, syscall.SIGKILL, true) }
+	}
+	if err := end(); err != nil && oci.Alive(r.First) {
 		return fmt.Errorf("kill container %s: %w", c.Name, err)
 	}
 	if over, err := s.over(ctx, r, 30*time.Second); err != nil || over {
@@ -397,12 +417,26 @@ func restarts(c berth.Container) bool {
 }
 
 // Exit waits until a container that was started has ended, and returns its exit
-// status. Whoever attends it calls [Service.Forget] then.
+// status. Whoever attends it calls [Service.Forget] when it has [Service.Gone]:
+// what cleans up behind it reads the status too.
 func (s *Service) Exit(ctx context.Context, id string) (int, error) {
-	if err := oci.AwaitExit(ctx, s.exits(), id); err != nil {
+	_, r, err := s.find(ctx, id)
+	if err == nil && r != nil {
+		err = oci.AwaitExit(ctx, s.exits(), id, r.First, r.Monitor)
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, berth.ErrNotFound) {
 		return 0, err
 	}
-	return oci.ExitCode(s.exits(), id)
+	code, err := oci.ExitCode(s.exits(), id)
+	if !errors.Is(err, os.ErrNotExist) {
+		return code, err
+	}
+	// Nobody attends it, and it has been cleaned up; or its monitor wrote none.
+	c, _, err := s.find(ctx, id)
+	if err == nil && !c.Last.Finished.IsZero() {
+		return c.Last.Code, nil
+	}
+	return 255, nil
 }
 
 // Gone waits until a container that has ended is out of the kernel.

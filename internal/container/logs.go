@@ -21,7 +21,7 @@ func (s *Service) Logs(ctx context.Context, ref string, o oci.LogOptions, stdout
 		watch, stop := context.WithCancel(ctx)
 		defer stop()
 		go func() {
-			_ = oci.AwaitExit(watch, s.exits(), c.ID) // without it, what is there is all there is
+			_ = oci.AwaitExit(watch, s.exits(), c.ID, r.First, r.Monitor) // without it, what is there is all there is
 			close(ended)
 		}()
 	}
