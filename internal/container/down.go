@@ -24,7 +24,10 @@ func (s *Service) Ended(ctx context.Context, id string) error {
 		return err
 	}
 	if r != nil {
-		err = s.settle(ctx, &c, r)
+		// Whoever was quicker may have started it again.
+		if s.dead(*r) || !oci.Alive(r.First) {
+			err = s.settle(ctx, &c, r)
+		}
 		unlock()
 	}
 	if err != nil {
@@ -144,7 +147,9 @@ func (s *Service) clear(ctx context.Context, c *berth.Container, r *berth.Run) e
 	if err := os.RemoveAll(s.bundle(c.ID)); err != nil {
 		return err
 	}
-	if !r.Attended {
+	// One that is attended and removed has no record that its status could be
+	// read in.
+	if !r.Attended || !c.AutoRemove {
 		s.Forget(c.ID)
 	}
 	return s.store.Update(ctx, func(tx *store.Tx) error { return tx.DeleteRun(c.ID) })
@@ -247,25 +252,6 @@ func (s *Service) kill(ctx context.Context, c berth.Container, r berth.Run) erro
 	return fmt.Errorf("container %s does not end: %w", c.Name, berth.ErrInUse)
 }
 
-// over waits until a run's monitor has ended, and with it what it does at the
-// end. A negative time is for ever.
-func (s *Service) over(ctx context.Context, r berth.Run, wait time.Duration) (bool, error) {
-	ended, err := oci.Await(ctx, r.Monitor, wait)
-	if err != nil || !ended {
-		return false, err
-	}
-	// The monitor may have been killed: then nobody has cleaned up.
-	c, now, unlock, err := s.ending(ctx, r.Container)
-	if err != nil || now == nil {
-		return true, err
-	}
-	defer unlock()
-	if now.Monitor == r.Monitor {
-		return true, s.settle(ctx, &c, now)
-	}
-	return true, nil // it has been started again
-}
-
 // Kill sends a container a signal.
 func (s *Service) Kill(ctx context.Context, ref string, signal syscall.Signal) error {
 	c, r, unlock, err := s.locked(ctx, ref)
@@ -280,35 +266,6 @@ func (s *Service) Kill(ctx context.Context, ref string, signal syscall.Signal) e
 		return fmt.Errorf("kill container %s: %w", c.Name, err)
 	}
 	return nil
-}
-
-// Wait waits until a container does not run, and returns its exit status.
-func (s *Service) Wait(ctx context.Context, ref string) (int, error) {
-	c, r, err := s.find(ctx, ref)
-	if err != nil {
-		return 0, err
-	}
-	for r != nil && oci.Alive(r.Monitor) {
-		if _, err := oci.Await(ctx, r.Monitor, -1); err != nil {
-			return 0, err
-		}
-		was := *r
-		if c, r, err = s.find(ctx, c.ID); err != nil {
-			return 0, err
-		}
-		if r != nil && r.Monitor == was.Monitor {
-			break
-		}
-	}
-	if r != nil {
-		if _, _, unlock, err := s.locked(ctx, c.ID); err != nil {
-			return 0, err
-		} else {
-			unlock()
-		}
-		c, _, err = s.find(ctx, c.ID)
-	}
-	return c.Last.Code, err
 }
 
 // Remove removes containers and all that is kept of them. One that runs is
@@ -414,39 +371,4 @@ func restarts(c berth.Container) bool {
 		return c.Last.Code != 0 && (c.Restart.Retries == 0 || c.RestartCount < c.Restart.Retries)
 	}
 	return false
-}
-
-// Exit waits until a container that was started has ended, and returns its exit
-// status. Whoever attends it calls [Service.Forget] when it has [Service.Gone]:
-// what cleans up behind it reads the status too.
-func (s *Service) Exit(ctx context.Context, id string) (int, error) {
-	_, r, err := s.find(ctx, id)
-	if err == nil && r != nil {
-		err = oci.AwaitExit(ctx, s.exits(), id, r.First, r.Monitor)
-	}
-	if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, berth.ErrNotFound) {
-		return 0, err
-	}
-	code, err := oci.ExitCode(s.exits(), id)
-	if !errors.Is(err, os.ErrNotExist) {
-		return code, err
-	}
-	// Nobody attends it, and it has been cleaned up; or its monitor wrote none.
-	c, _, err := s.find(ctx, id)
-	if err == nil && !c.Last.Finished.IsZero() {
-		return c.Last.Code, nil
-	}
-	return 255, nil
-}
-
-// Gone waits until a container that has ended is out of the kernel.
-func (s *Service) Gone(ctx context.Context, id string) error {
-	_, r, err := s.find(ctx, id)
-	if errors.Is(err, berth.ErrNotFound) || err == nil && r == nil {
-		return nil
-	}
-	if err == nil {
-		_, err = s.over(ctx, *r, -1)
-	}
-	return err
 }
