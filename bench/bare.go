@@ -47,12 +47,13 @@ func (w *bare) run(i int) {
 	check(os.Mkdir(dir, 0o700))
 	w.spec.Linux.CgroupsPath = "/berth/" + id
 	check(os.WriteFile(dir+"/config.json", must(json.Marshal(w.spec)), 0o600))
-	check(w.host.Do(func() error {
-		_, _, err := w.monitor.Create(ctx, oci.Watch{ID: id, Bundle: dir, Runtime: w.runtime, Log: dir + "/log", ExitDir: "/run/bare/exits"})
+	var pid, monitor int
+	check(w.host.Do(func() (err error) {
+		pid, monitor, err = w.monitor.Create(ctx, oci.Watch{ID: id, Bundle: dir, Runtime: w.runtime, Log: dir + "/log", ExitDir: "/run/bare/exits"})
 		return err
 	}))
 	check(w.runtime.Start(ctx, id))
-	check(oci.AwaitExit(ctx, "/run/bare/exits", id))
+	check(oci.AwaitExit(ctx, "/run/bare/exits", id, oci.Identify(pid), oci.Identify(monitor)))
 	check(w.runtime.Delete(ctx, id))
 	check(os.RemoveAll(dir))
 }

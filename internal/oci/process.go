@@ -8,6 +8,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -47,73 +48,87 @@ func Alive(p berth.Running) bool {
 	return err == nil && s == p.Since
 }
 
+// Signal sends a process a signal. One that has ended is no error.
+func Signal(p berth.Running, signal syscall.Signal) error {
+	fd, err := unix.PidfdOpen(p.Pid, 0)
+	if err == nil {
+		defer unix.Close(fd)
+		if !Alive(p) { // the pid is another's by now
+			return nil
+		}
+		err = unix.PidfdSendSignal(fd, signal, nil, 0)
+	}
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	return os.NewSyscallError("pidfd_send_signal", err)
+}
+
 // Await waits until a process has ended, at most for a time; a negative one is
 // for ever.
 func Await(ctx context.Context, p berth.Running, wait time.Duration) (ended bool, err error) {
 	if !Alive(p) {
 		return true, nil
 	}
-	fd, err := unix.PidfdOpen(p.Pid, 0)
+	fd, err := unix.PidfdOpen(p.Pid, unix.PIDFD_NONBLOCK)
 	if errors.Is(err, unix.ESRCH) {
 		return true, nil
 	}
 	if err != nil {
 		return false, os.NewSyscallError("pidfd_open", err)
 	}
-	defer unix.Close(fd)
+	// As a file of Go's it is waited for with all others: a system call that
+	// waits keeps the one processor from the rest of the program for up to 10 ms.
+	file := os.NewFile(uintptr(fd), "pidfd")
+	defer file.Close()
 	if !Alive(p) { // the pid was another's by then
 		return true, nil
 	}
-	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	raw, err := file.SyscallConn()
 	if err != nil {
-		return false, os.NewSyscallError("eventfd", err)
+		return false, err
 	}
-	defer unix.Close(wake)
-	stop := context.AfterFunc(ctx, func() { unix.Write(wake, []byte{1, 0, 0, 0, 0, 0, 0, 0}) })
-	defer stop()
-	deadline := time.Now().Add(wait)
-	for {
-		timeout := -1
-		if wait >= 0 {
-			timeout = int(max(0, time.Until(deadline).Milliseconds()))
-		}
-		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}, {Fd: int32(wake), Events: unix.POLLIN}}
-		n, err := unix.Poll(fds, timeout)
-		switch {
-		case err == unix.EINTR:
-			continue
-		case err != nil:
-			return false, os.NewSyscallError("poll", err)
-		case fds[0].Revents != 0:
-			return true, nil
-		case ctx.Err() != nil:
-			return false, ctx.Err()
-		case n == 0:
-			return false, nil
-		}
+	if wait >= 0 {
+		file.SetReadDeadline(time.Now().Add(wait))
 	}
+	defer context.AfterFunc(ctx, func() { file.SetReadDeadline(time.Now()) })()
+	err = raw.Read(func(uintptr) bool {
+		var n int
+		n, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+		ended = n > 0
+		return ended
+	})
+	switch {
+	case ended:
+		return true, nil
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return false, ctx.Err()
+	}
+	return false, fmt.Errorf("wait for process %d: %w", p.Pid, err)
 }
 
-// AwaitExit waits until a monitor has written a container's exit status.
-func AwaitExit(ctx context.Context, exitDir, id string) error {
-	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
-	if err != nil {
-		return os.NewSyscallError("inotify_init1", err)
+// AwaitExit waits until the monitor of a container has written its exit status;
+// if it ended without, the error matches [os.ErrNotExist].
+//
+// That comes within a millisecond of the process's end, and is looked for. To be
+// told by inotify costs more than it saves: letting go of it waits for a grace
+// period of the kernel's, 10 to 30 ms, also at the end of a process.
+func AwaitExit(ctx context.Context, exitDir, id string, first, monitor berth.Running) error {
+	if _, err := Await(ctx, first, -1); err != nil {
+		return err
 	}
-	events := os.NewFile(uintptr(fd), "inotify")
-	defer events.Close()
-	if _, err := unix.InotifyAddWatch(fd, exitDir, unix.IN_MOVED_TO|unix.IN_CLOSE_WRITE); err != nil {
-		return os.NewSyscallError("inotify_add_watch", err)
-	}
-	stop := context.AfterFunc(ctx, func() { events.SetReadDeadline(time.Now()) })
-	defer stop()
-	buf := make([]byte, 64<<10)
-	for {
-		if _, err := ExitCode(exitDir, id); err == nil {
+	for wait := 250 * time.Microsecond; ; wait = min(2*wait, 4*time.Millisecond) {
+		_, err := ExitCode(exitDir, id)
+		if err == nil {
 			return nil
 		}
-		if _, err := events.Read(buf); err != nil {
-			return errors.Join(ctx.Err(), err)
+		over, bad := Await(ctx, monitor, wait)
+		if bad != nil {
+			return bad
+		}
+		if over {
+			_, err = ExitCode(exitDir, id)
+			return err
 		}
 	}
 }

@@ -183,8 +183,9 @@ type Watch struct {
 	// KeepStdin leaves it open when whoever is attached leaves: conmon closes it
 	// with its first client otherwise, which is how that client's end is told.
 	KeepStdin bool
-	// Place is called with the monitor's pid before it does anything, to put it
-	// into a cgroup. Nil: it stays in the caller's.
+	// Place is called with the monitor's pid while the runtime makes the
+	// container, to put it into a cgroup: the kernel takes a grace period for it,
+	// 10 ms. Nil: it stays in the caller's.
 	Place func(pid int) error
 }
 
@@ -218,12 +219,11 @@ func (m Monitor) Create(ctx context.Context, w Watch) (pid, monitor int, err err
 			args = append(args, "--exit-command-arg", a)
 		}
 	}
-	return m.launch(w, exec.CommandContext(ctx, m.Path, args...))
+	return m.launch(ctx, w, exec.CommandContext(ctx, m.Path, args...))
 }
 
-// launch starts conmon, lets it begin when it is in its place, and waits for
-// what it says of the container.
-func (m Monitor) launch(w Watch, cmd *exec.Cmd) (pid, monitor int, err error) {
+// launch starts conmon, and waits for what it says of the container.
+func (m Monitor) launch(ctx context.Context, w Watch, cmd *exec.Cmd) (pid, monitor int, err error) {
 	told, tell, err := os.Pipe()
 	if err != nil {
 		return 0, 0, err
@@ -249,13 +249,10 @@ func (m Monitor) launch(w Watch, cmd *exec.Cmd) (pid, monitor int, err error) {
 		begun.Close()
 		return 0, 0, err
 	}
-	if w.Place != nil {
-		err = w.Place(cmd.Process.Pid)
-	}
-	if err == nil {
-		_, err = begun.Write([]byte{0})
-	}
+	_, err = begun.Write([]byte{0})
 	begun.Close()
+	first, placed := Identify(cmd.Process.Pid), make(chan error, 1)
+	go func() { placed <- w.place(ctx, first) }()
 	var say struct {
 		Pid     int    `json:"pid"`
 		Message string `json:"message"`
@@ -272,11 +269,35 @@ func (m Monitor) launch(w Watch, cmd *exec.Cmd) (pid, monitor int, err error) {
 	case say.Pid <= 0:
 		return 0, 0, fmt.Errorf("%s: %s", w.Runtime.Name(), complaint(say.Message))
 	}
-	b, err := os.ReadFile(MonitorPid(w.Bundle))
-	if err == nil {
-		monitor, err = strconv.Atoi(strings.TrimSpace(string(b)))
+	if err := <-placed; err != nil {
+		return 0, 0, errors.Join(err, w.Runtime.Delete(context.Background(), w.ID))
 	}
+	monitor, err = readPid(MonitorPid(w.Bundle))
 	return say.Pid, monitor, err
+}
+
+// place puts the monitor into its cgroup. What was started leaves a process
+// behind that goes on, and ends when it has written its pid.
+func (w Watch) place(ctx context.Context, first berth.Running) error {
+	if w.Place == nil {
+		return nil
+	}
+	if _, err := Await(ctx, first, -1); err != nil {
+		return err
+	}
+	pid, err := readPid(MonitorPid(w.Bundle))
+	if err != nil {
+		return err
+	}
+	return w.Place(pid)
+}
+
+func readPid(path string) (int, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(strings.TrimSpace(string(b)))
 }
 
 // ExitCode returns the exit status that a monitor wrote for a container; its
