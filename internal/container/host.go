@@ -58,7 +58,7 @@ func (s *Service) Host(ctx context.Context) (h Host, err error) {
 			h.Running++
 		}
 	}
-	h.CgroupVersion, h.Controllers = string(s.mode.Version), s.mode.Controllers()
+	h.CgroupVersion, h.Controllers = string(s.mode.Version), append([]string{}, s.mode.Controllers()...)
 	h.Runtime = program(ctx, s.runtime.Name(), s.runtime.Path)
 	h.Monitor = program(ctx, "conmon", s.monitor.Path)
 	h.Missing = s.missing()
