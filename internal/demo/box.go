@@ -29,10 +29,20 @@ func (s *stage) box() error {
 		return nil
 	}
 	before := s.left()
-	for _, scene := range []func() error{s.inside, s.namespaces, s.memory} {
-		if err := scene(); err != nil {
-			return err
-		}
+	if err := s.inside(); err != nil {
+		return err
+	}
+	if mode := s.host.mode; !mode.Has("cpu") || !mode.Has("memory") {
+		// As where the kernel was started with cgroup_disable=memory.
+		s.say("Limits are left out: of the controllers of control groups there are only: " + strings.Join(mode.Controllers(), " ") + ".")
+		s.gone(before)
+		return nil
+	}
+	if err := s.namespaces(); err != nil {
+		return err
+	}
+	if err := s.memory(); err != nil {
+		return err
 	}
 	if err := s.must("rm -f busy hungry", "ps -a"); err != nil {
 		return err
