@@ -82,7 +82,7 @@ func (s *Service) past(ctx context.Context, r berth.Run, wait time.Duration) (bo
 		return false, err
 	}
 	// The monitor may have been killed: then nobody has cleaned up.
-	c, now, unlock, err := s.ending(ctx, r.Container)
+	c, now, unlock, err := s.final(ctx, r.Container)
 	if err != nil {
 		return true, err
 	}
