@@ -304,6 +304,16 @@ func TestRestartPolicies(t *testing.T) {
 			d.says(t, "berth inspect -f '{{.RestartCount}}' job", "0")
 		})
 	}
+	t.Run("always, killed by its user", func(t *testing.T) {
+		t.Parallel()
+		d := newDock(t)
+		for _, verb := range []string{"true", "berth pause job"} {
+			d.must(t, "berth run -d --restart always --name job --network none --rootfs $R sleep 1000 && "+verb+" && berth kill job")
+			d.says(t, "berth wait job", "137")
+			d.says(t, states, "job exited")
+			d.must(t, "berth rm job")
+		}
+	})
 	for _, verb := range []string{"stop", "rm -f", "restart", "kill", "reconcile"} {
 		t.Run(verb+" during the back-off", func(t *testing.T) {
 			t.Parallel()

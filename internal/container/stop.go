@@ -33,11 +33,8 @@ func (s *Service) Stop(ctx context.Context, ref string, signal syscall.Signal, s
 		return errors.Join(err, s.calledOff(ctx, keeper))
 	}
 	if signal == 0 {
-		signal = syscall.SIGTERM
-		if c.StopSignal != "" {
-			if signal, err = oci.ParseSignal(c.StopSignal); err != nil {
-				return err
-			}
+		if signal, err = stopSignal(c); err != nil {
+			return err
 		}
 	}
 	wait := 10 * time.Second
@@ -93,7 +90,16 @@ func (s *Service) past(ctx context.Context, r berth.Run, wait time.Duration) (bo
 	return true, errors.Join(err, s.prune(ctx))
 }
 
-// Kill sends a container a signal.
+// stopSignal is what a container is asked by to end.
+func stopSignal(c berth.Container) (syscall.Signal, error) {
+	if c.StopSignal == "" {
+		return syscall.SIGTERM, nil
+	}
+	return oci.ParseSignal(c.StopSignal)
+}
+
+// Kill sends a container a signal. One that is to end it is also the wish that it
+// does not run, as with docker, and reaches a paused one.
 func (s *Service) Kill(ctx context.Context, ref string, signal syscall.Signal) error {
 	c, r, unlock, err := s.locked(ctx, ref)
 	if err != nil {
@@ -103,8 +109,23 @@ func (s *Service) Kill(ctx context.Context, ref string, signal syscall.Signal) e
 	if r == nil {
 		return fmt.Errorf("kill container %s: it does not run: %w", c.Name, berth.ErrInvalid)
 	}
+	own, _ := stopSignal(c) // it was checked when the container was made
+	ends := signal == syscall.SIGKILL || signal == own
+	if ends && c.Wanted {
+		c.Wanted = false
+		if err := s.update(ctx, c); err != nil {
+			return err
+		}
+	}
 	if err := s.runtime.Kill(ctx, c.ID, signal, false); err != nil {
 		return fmt.Errorf("kill container %s: %w", c.Name, err)
+	}
+	if ends && r.Paused {
+		if err := s.runtime.Resume(ctx, c.ID); err != nil && oci.Alive(r.First) {
+			return fmt.Errorf("kill container %s: %w", c.Name, err)
+		}
+		r.Paused = false
+		return s.putRun(ctx, *r)
 	}
 	return nil
 }
