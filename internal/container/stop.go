@@ -143,7 +143,11 @@ func (s *Service) Remove(ctx context.Context, ref string, force bool) error {
 		}
 		if state := s.state(c, deref(r)); !force && (r != nil || state == Restarting) {
 			unlock()
-			return fmt.Errorf("remove container %s: it is %s: stop it first, or use --force: %w", c.Name, state, berth.ErrInUse)
+			what := "it runs"
+			if state == Restarting {
+				what = "it is restarting"
+			}
+			return fmt.Errorf("remove container %s: %s: stop it first, or use --force: %w", c.Name, what, berth.ErrInUse)
 		}
 		if r == nil {
 			keeper := oci.Keeper(s.bundle(c.ID))
