@@ -15,9 +15,10 @@ func (p *program) check() *cobra.Command {
 	var format string
 	cmd := &cobra.Command{
 		Use: "check", Short: "Is the kernel what the store wants?", Args: cobra.NoArgs,
-		Long: `Compare the kernel with what the store wants. Every difference is a line; with
-any, the exit status is 1. Rules of other tools that drop what Berth allows are
-shown with the command that cures it; they are no difference.`,
+		Long: `Compare the kernel with what the store wants. Every difference is a line, and so
+is every container that is dead or half made; with any, the exit status is 1.
+Rules of other tools that drop what Berth allows are shown with the command that
+cures it; they are no difference.`,
 		Example: "  berth check && echo all is well",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return p.with(cmd.Context(), func(e *engine.Engine) error {
@@ -80,8 +81,9 @@ func (p *program) reconcile() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "reconcile", Short: "Make the kernel what the store wants", Args: cobra.NoArgs,
 		Long: `Make the kernel what the store wants: after a firewall was flushed, a crash, a
-reboot. Sandboxes whose namespace is gone are forgotten. What was found is
-printed as "check" prints it.`,
+reboot. Sandboxes whose namespace is gone are forgotten, and containers that are
+dead or half made are taken away. What was found is printed as "check" prints
+it.`,
 		Example: "  berth reconcile --dry-run",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return p.with(cmd.Context(), func(e *engine.Engine) error {

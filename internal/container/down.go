@@ -45,7 +45,7 @@ func (s *Service) Ended(ctx context.Context, id string) error {
 // finish is the part of Ended before it waits: until when, and with a vigil that
 // calls it off; nil if there is nothing to wait for.
 func (s *Service) finish(ctx context.Context, id string) (*oci.Vigil, time.Time, error) {
-	c, r, unlock, err := s.ending(ctx, id)
+	c, r, unlock, err := s.final(ctx, id)
 	if err != nil {
 		return nil, time.Time{}, err
 	}
@@ -80,9 +80,9 @@ func (s *Service) again(ctx context.Context, c *berth.Container) error {
 	return s.start(ctx, c, nil)
 }
 
-// ending is a container that is locked, whether it is there or not, and its run,
+// final is a container that is locked, whether it is there or not, and its run,
 // if it has one, dead or alive.
-func (s *Service) ending(ctx context.Context, id string) (c berth.Container, r *berth.Run, unlock func(), err error) {
+func (s *Service) final(ctx context.Context, id string) (c berth.Container, r *berth.Run, unlock func(), err error) {
 	s.tools()
 	if unlock, err = s.lock(ctx, id); err != nil {
 		return c, nil, nil, err

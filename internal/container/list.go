@@ -70,6 +70,8 @@ func (s *Service) judge(d *Detail) {
 	if d.Run.Container != "" && d.State == Exited && s.dead(d.Run) {
 		s.tools()
 		d.Last, d.Run = s.end(d.Run), berth.Run{}
+		d.Wanted = d.Wanted && restarts(d.Container)
+		d.State = s.state(d.Container, d.Run)
 	}
 }
 

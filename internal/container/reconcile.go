@@ -48,6 +48,11 @@ func (s *Service) each(ctx context.Context, fn func(berth.Container, *berth.Run)
 		if ok && s.fault(c, &r) == "" || !ok && s.fault(c, nil) == "" {
 			continue
 		}
+		if ok && s.ending(r) {
+			if err := s.leave(ctx, r); err != nil {
+				return told, err
+			}
+		}
 		unlock, err := s.lock(ctx, c.ID)
 		if err != nil {
 			return told, err

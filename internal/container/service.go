@@ -178,26 +178,42 @@ func (s *Service) locked(ctx context.Context, ref string) (c berth.Container, r 
 	if c, _, err = s.find(ctx, ref); err != nil {
 		return c, nil, nil, err
 	}
-	if unlock, err = s.lock(ctx, c.ID); err != nil {
-		return c, nil, nil, err
-	}
-	defer func() {
+	id := c.ID
+	for left := false; ; left = true {
+		if unlock, err = s.lock(ctx, id); err != nil {
+			return c, nil, nil, err
+		}
+		c, r, err = s.find(ctx, id)
+		if errors.Is(err, berth.ErrNotFound) {
+			s.forgotten.Store(id, true) // while we waited; the lock was made anew
+		}
+		if err == nil && r != nil && s.over(*r) {
+			if !left && s.ending(*r) {
+				unlock()
+				if err := s.leave(ctx, *r); err != nil {
+					return c, nil, nil, err
+				}
+				continue
+			}
+			if err = s.settle(ctx, &c, r); err == nil {
+				c, r, err = s.find(ctx, id)
+			}
+		}
 		if err != nil {
 			unlock()
 		}
-	}()
-	id := c.ID
-	if c, r, err = s.find(ctx, id); errors.Is(err, berth.ErrNotFound) {
-		s.forgotten.Store(id, true) // while we waited; the lock was made anew
-	}
-	if err != nil || r == nil || !s.over(*r) {
 		return c, r, unlock, err
 	}
-	if err = s.settle(ctx, &c, r); err != nil {
-		return c, r, nil, err
-	}
-	c, r, err = s.find(ctx, c.ID)
-	return c, r, unlock, err
+}
+
+// ending reports whether a run has ended and its monitor is about to have it
+// taken away.
+func (s *Service) ending(r berth.Run) bool { return oci.Alive(r.Monitor) && s.ended(r.Container) }
+
+// leave leaves it to the monitor, without the lock, which that needs.
+func (s *Service) leave(ctx context.Context, r berth.Run) error {
+	_, err := oci.Await(ctx, r.Monitor, 10*time.Second) // else it hangs, and others must
+	return err
 }
 
 // dead reports whether a run has ended, though it may not have been taken away.

@@ -33,11 +33,8 @@ func (s *Service) Stop(ctx context.Context, ref string, signal syscall.Signal, s
 		return errors.Join(err, s.calledOff(ctx, keeper))
 	}
 	if signal == 0 {
-		signal = syscall.SIGTERM
-		if c.StopSignal != "" {
-			if signal, err = oci.ParseSignal(c.StopSignal); err != nil {
-				return err
-			}
+		if signal, err = stopSignal(c); err != nil {
+			return err
 		}
 	}
 	wait := 10 * time.Second
@@ -82,7 +79,7 @@ func (s *Service) past(ctx context.Context, r berth.Run, wait time.Duration) (bo
 		return false, err
 	}
 	// The monitor may have been killed: then nobody has cleaned up.
-	c, now, unlock, err := s.ending(ctx, r.Container)
+	c, now, unlock, err := s.final(ctx, r.Container)
 	if err != nil {
 		return true, err
 	}
@@ -93,7 +90,16 @@ func (s *Service) past(ctx context.Context, r berth.Run, wait time.Duration) (bo
 	return true, errors.Join(err, s.prune(ctx))
 }
 
-// Kill sends a container a signal.
+// stopSignal is what a container is asked by to end.
+func stopSignal(c berth.Container) (syscall.Signal, error) {
+	if c.StopSignal == "" {
+		return syscall.SIGTERM, nil
+	}
+	return oci.ParseSignal(c.StopSignal)
+}
+
+// Kill sends a container a signal. One that is to end it is also the wish that it
+// does not run, as with docker, and reaches a paused one.
 func (s *Service) Kill(ctx context.Context, ref string, signal syscall.Signal) error {
 	c, r, unlock, err := s.locked(ctx, ref)
 	if err != nil {
@@ -103,8 +109,23 @@ func (s *Service) Kill(ctx context.Context, ref string, signal syscall.Signal) e
 	if r == nil {
 		return fmt.Errorf("kill container %s: it does not run: %w", c.Name, berth.ErrInvalid)
 	}
+	own, _ := stopSignal(c) // it was checked when the container was made
+	ends := signal == syscall.SIGKILL || signal == own
+	if ends && c.Wanted {
+		c.Wanted = false
+		if err := s.update(ctx, c); err != nil {
+			return err
+		}
+	}
 	if err := s.runtime.Kill(ctx, c.ID, signal, false); err != nil {
 		return fmt.Errorf("kill container %s: %w", c.Name, err)
+	}
+	if ends && r.Paused {
+		if err := s.runtime.Resume(ctx, c.ID); err != nil && oci.Alive(r.First) {
+			return fmt.Errorf("kill container %s: %w", c.Name, err)
+		}
+		r.Paused = false
+		return s.putRun(ctx, *r)
 	}
 	return nil
 }
@@ -122,7 +143,11 @@ func (s *Service) Remove(ctx context.Context, ref string, force bool) error {
 		}
 		if state := s.state(c, deref(r)); !force && (r != nil || state == Restarting) {
 			unlock()
-			return fmt.Errorf("remove container %s: it is %s: stop it first, or use --force: %w", c.Name, state, berth.ErrInUse)
+			what := "it runs"
+			if state == Restarting {
+				what = "it is restarting"
+			}
+			return fmt.Errorf("remove container %s: %s: stop it first, or use --force: %w", c.Name, what, berth.ErrInUse)
 		}
 		if r == nil {
 			keeper := oci.Keeper(s.bundle(c.ID))

@@ -265,7 +265,11 @@ func (m Monitor) launch(ctx context.Context, w Watch, cmd *exec.Cmd) (pid, monit
 	case err != nil:
 		return 0, 0, fmt.Errorf("conmon: %s: %w", complaint(stderr.String()), err)
 	case heard != nil:
-		return 0, 0, fmt.Errorf("conmon ended before the container was made: %s", complaint(stderr.String()))
+		why := complaint(stderr.String())
+		if why == "" {
+			why = w.Runtime.Path + " did not make it"
+		}
+		return 0, 0, fmt.Errorf("conmon ended before the container was made: %s", why)
 	case say.Pid <= 0:
 		return 0, 0, fmt.Errorf("%s: %s", w.Runtime.Name(), complaint(say.Message))
 	}
