@@ -151,10 +151,12 @@ func (s *Service) clear(ctx context.Context, c *berth.Container, r *berth.Run) e
 	if !s.ended(c.ID) {
 		errs = append(errs, oci.EndMonitor(s.bundle(c.ID)))
 	}
-	group := s.group(c.ID)
+	// Once nothing of it runs, its networks go while the runtime deletes.
+	group, unwired := s.group(c.ID), make(chan error, 1)
 	if group.Exists() {
 		errs = append(errs, group.Kill()) // the runtime waits for it in steps of 100 ms
 	}
+	go func() { unwired <- s.unwire(ctx, c, r) }()
 	if s.runtime.Knows(c.ID) {
 		errs = append(errs, s.runtime.Delete(ctx, c.ID))
 	}
@@ -165,9 +167,7 @@ func (s *Service) clear(ctx context.Context, c *berth.Container, r *berth.Run) e
 	if c.Rootfs == hostRoot {
 		errs = append(errs, hostroot.Unmount(s.layers(c.ID)))
 	}
-	if r.Sandbox != "" {
-		errs = append(errs, s.o.Networks.Remove(ctx, r.Sandbox, c.ID))
-	}
+	errs = append(errs, <-unwired)
 	crash.Point("container.disconnected")
 	errs = append(errs, os.RemoveAll(s.bundle(c.ID)), s.tell(c.ID, c.Last.Code))
 	if err := errors.Join(errs...); err != nil {
@@ -185,6 +185,13 @@ func (s *Service) clear(ctx context.Context, c *berth.Container, r *berth.Run) e
 	}
 	crash.Point("container.cleared")
 	return errors.Join(gone(os.Remove(filepath.Join(s.exits(), c.ID))), s.prune(ctx))
+}
+
+func (s *Service) unwire(ctx context.Context, c *berth.Container, r *berth.Run) error {
+	if r.Sandbox == "" {
+		return nil
+	}
+	return s.o.Networks.Remove(ctx, r.Sandbox, c.ID)
 }
 
 // ended reports whether a monitor has written an exit status.

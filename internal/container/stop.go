@@ -62,7 +62,13 @@ func (s *Service) Stop(ctx context.Context, ref string, signal syscall.Signal, s
 
 // kill ends a container at once, and waits until it has gone.
 func (s *Service) kill(ctx context.Context, c berth.Container, r berth.Run) error {
-	if err := s.runtime.Kill(ctx, c.ID, syscall.SIGKILL, true); err != nil && oci.Alive(r.First) {
+	// Its processes end with the first one, which needs no runtime; not if it has
+	// the processes of others around it, or is paused and takes no signal.
+	end := func() error { return oci.Signal(r.First, syscall.SIGKILL) }
+	if c.PidMode != "" || r.Paused {
+		end = func() error { return s.runtime.Kill(ctx, c.ID, syscall.SIGKILL, true) }
+	}
+	if err := end(); err != nil && oci.Alive(r.First) {
 		return fmt.Errorf("kill container %s: %w", c.Name, err)
 	}
 	if over, err := s.past(ctx, r, 30*time.Second); err != nil || over {

@@ -106,29 +106,3 @@ func Await(ctx context.Context, p berth.Running, wait time.Duration) (ended bool
 	}
 	return false, fmt.Errorf("wait for process %d: %w", p.Pid, err)
 }
-
-// AwaitExit waits until the monitor of a container has written its exit status;
-// if it ended without, the error matches [os.ErrNotExist].
-//
-// That comes within a millisecond of the process's end, and is looked for. To be
-// told by inotify costs more than it saves: letting go of it waits for a grace
-// period of the kernel's, 10 to 30 ms, also at the end of a process.
-func AwaitExit(ctx context.Context, exitDir, id string, first, monitor berth.Running) error {
-	if _, err := Await(ctx, first, -1); err != nil {
-		return err
-	}
-	for wait := 250 * time.Microsecond; ; wait = min(2*wait, 4*time.Millisecond) {
-		_, err := ExitCode(exitDir, id)
-		if err == nil {
-			return nil
-		}
-		over, bad := Await(ctx, monitor, wait)
-		if bad != nil {
-			return bad
-		}
-		if over {
-			_, err = ExitCode(exitDir, id)
-			return err
-		}
-	}
-}
