@@ -125,7 +125,7 @@ func newPodman(root, runtime string) *podman {
 	dir := must(os.MkdirTemp("/run", "podman-"))
 	p := &podman{host: fresh(), root: root, args: []string{
 		"--root", dir + "/root", "--runroot", dir + "/run", "--tmpdir", dir + "/tmp", "--network-config-dir", dir + "/networks",
-		"--runtime", runtime, "--cgroup-manager", "cgroupfs", "--events-backend", "none",
+		"--runtime", runtime, "--cgroup-manager", "cgroupfs", "--events-backend", "file",
 	}}
 	shell(p.host, "ip link set lo up")
 	p.start("standing", 20000)

@@ -275,6 +275,16 @@ func (e *Engine) recorded(ctx context.Context, ref string) (sb berth.Sandbox, er
 
 // Sandboxes returns all sandboxes of the store.
 func (e *Engine) Sandboxes(ctx context.Context) ([]SandboxDetail, error) {
+	out, err := e.RecordedSandboxes(ctx)
+	for i := range out {
+		out[i].Alive = alive(out[i].Sandbox)
+	}
+	return out, err
+}
+
+// RecordedSandboxes returns the same from the store alone, with none alive: to
+// look costs a tenth of a millisecond each.
+func (e *Engine) RecordedSandboxes(ctx context.Context) ([]SandboxDetail, error) {
 	var out []SandboxDetail
 	err := e.store.View(ctx, func(tx *store.Tx) error {
 		sbs, err := tx.Sandboxes()
@@ -290,9 +300,6 @@ func (e *Engine) Sandboxes(ctx context.Context) ([]SandboxDetail, error) {
 		}
 		return nil
 	})
-	for i := range out {
-		out[i].Alive = alive(out[i].Sandbox)
-	}
 	return out, err
 }
 

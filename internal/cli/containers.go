@@ -221,7 +221,7 @@ func (p *program) details(ctx context.Context, refs []string) (out []containerDe
 			return err
 		})
 	}
-	sandboxes, serr := e.Sandboxes(ctx)
+	sandboxes, serr := e.RecordedSandboxes(ctx)
 	of := map[string][]engine.EndpointDetail{}
 	for _, sb := range sandboxes {
 		of[sb.Labels[ofContainer]] = sb.Endpoints
