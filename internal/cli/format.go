@@ -1,8 +1,10 @@
 package cli
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -137,7 +139,9 @@ func table[T any](w io.Writer, look layout, text string, rows []T) error {
 	if err != nil {
 		return err
 	}
-	tw := tabwriter.NewWriter(w, 10, 1, 3, ' ', 0)
+	// A tabwriter writes every cell by itself.
+	all := bufio.NewWriter(w)
+	tw := tabwriter.NewWriter(all, 10, 1, 3, ' ', 0)
 	if err := execute(head.Funcs(headFunctions), tw, look.headings); err != nil {
 		return err
 	}
@@ -146,7 +150,7 @@ func table[T any](w io.Writer, look layout, text string, rows []T) error {
 			return err
 		}
 	}
-	return tw.Flush()
+	return errors.Join(tw.Flush(), all.Flush())
 }
 
 func parse(text string) (*template.Template, error) {
