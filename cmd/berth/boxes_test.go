@@ -155,7 +155,12 @@ func TestRuntimeInFlight(t *testing.T) {
 			case "berth":
 				d.must(t, "kill -9 $(cat /run/berth.pid)")
 			case "monitor":
-				for _, pid := range d.conmons() {
+				// It is put into its group, by which it is found, while the
+				// runtime works.
+				pids := d.conmons()
+				for end := time.Now().Add(20 * time.Second); len(pids) == 0 && time.Now().Before(end); pids = d.conmons() {
+				}
+				for _, pid := range pids {
 					syscall.Kill(pid, syscall.SIGKILL)
 				}
 			}
