@@ -85,11 +85,9 @@ func (e *Engine) start(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
+	if e.bootID, err = netns.BootID(); err != nil {
 		return err
 	}
-	e.bootID = strings.TrimSpace(string(boot))
 	run, err := resolve(e.o.Run)
 	if err != nil {
 		return err

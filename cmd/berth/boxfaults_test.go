@@ -77,15 +77,7 @@ func (f fault) boxes(t *testing.T) {
 			continue
 		}
 		n++
-		for _, again := range []bool{false, true} {
-			if !*everywhere && again != (n%2 == 0) {
-				continue
-			}
-			t.Run(fmt.Sprintf("%d %s again=%v", i+1, name, again), func(t *testing.T) {
-				t.Parallel()
-				f.killBox(t, i+1, again, states)
-			})
-		}
+		killings(t, n, i+1, name, func(t *testing.T, again bool) { f.killBox(t, i+1, again, states) })
 	}
 }
 

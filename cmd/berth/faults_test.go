@@ -185,16 +185,22 @@ func TestKilledAnywhere(t *testing.T) {
 					continue
 				}
 				n++
-				for _, again := range []bool{false, true} {
-					if !*everywhere && again != (n%2 == 0) {
-						continue
-					}
-					t.Run(fmt.Sprintf("%d %s again=%v", i+1, name, again), func(t *testing.T) {
-						t.Parallel()
-						f.kill(t, i+1, again, states)
-					})
-				}
+				killings(t, n, i+1, name, func(t *testing.T, again bool) { f.kill(t, i+1, again, states) })
 			}
+		})
+	}
+}
+
+// killings runs the test of the nth point that is tried: the verb is run again
+// at every other one, or at all in both ways.
+func killings(t *testing.T, n, point int, name string, kill func(t *testing.T, again bool)) {
+	for _, again := range []bool{false, true} {
+		if !*everywhere && again != (n%2 == 0) {
+			continue
+		}
+		t.Run(fmt.Sprintf("%d %s again=%v", point, name, again), func(t *testing.T) {
+			t.Parallel()
+			kill(t, again)
 		})
 	}
 }

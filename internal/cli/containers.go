@@ -12,7 +12,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"berth"
 	"berth/engine"
 	"berth/internal/container"
 	"berth/internal/oci"
@@ -20,16 +19,19 @@ import (
 
 // containers opens the containers of the host for the length of fn.
 func (p *program) containers(ctx context.Context, fn func(*container.Service) error) error {
-	e, err := p.open(ctx)
-	if err != nil {
-		return err
-	}
-	s, err := p.service(wires{e})
-	if err == nil {
-		err = fn(s)
-		s.Close()
-	}
-	return errors.Join(err, e.Close())
+	return p.wired(ctx, func(_ *engine.Engine, s *container.Service) error { return fn(s) })
+}
+
+// wired opens the engine and the containers for the length of fn.
+func (p *program) wired(ctx context.Context, fn func(*engine.Engine, *container.Service) error) error {
+	return p.with(ctx, func(e *engine.Engine) error {
+		s, err := p.service(wires{e})
+		if err != nil {
+			return err
+		}
+		defer s.Close()
+		return fn(e, s)
+	})
 }
 
 // service opens the containers as the flags say.
@@ -181,15 +183,17 @@ func (p *program) ps() *cobra.Command {
 		Use: "ps", Short: "List containers", Args: cobra.NoArgs,
 		Example: "  berth ps -a\n  berth ps --format '{{.Names}}: {{.Status}}'",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			all, err := p.details(cmd.Context(), nil)
-			if err != nil {
-				return err
-			}
-			rows, err := f.rows(all, time.Now())
-			if err != nil {
-				return usage(err)
-			}
-			return show(f.list, p.out, containerLayout, rows)
+			return p.wired(cmd.Context(), func(e *engine.Engine, s *container.Service) error {
+				all, err := details(cmd.Context(), e, s, nil)
+				if err != nil {
+					return err
+				}
+				rows, err := f.rows(all, time.Now())
+				if err != nil {
+					return usage(err)
+				}
+				return show(f.list, p.out, containerLayout, rows)
+			})
 		},
 	}
 	f.flags(cmd)
@@ -198,17 +202,7 @@ func (p *program) ps() *cobra.Command {
 
 // details returns the containers that are named, or all, with how they are
 // connected.
-func (p *program) details(ctx context.Context, refs []string) (out []containerDetail, err error) {
-	e, err := p.open(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer e.Close()
-	s, err := p.service(wires{e})
-	if err != nil {
-		return nil, err
-	}
-	defer s.Close()
+func details(ctx context.Context, e *engine.Engine, s *container.Service, refs []string) (out []containerDetail, err error) {
 	var all []container.Detail
 	if refs == nil {
 		all, err = s.List(ctx)
@@ -239,20 +233,15 @@ func (p *program) inspectContainers() *cobra.Command {
 		Example:           "  berth inspect -f '{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}' web",
 		ValidArgsFunction: p.completeContainers,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			all, err := p.details(cmd.Context(), args)
-			networks := map[string]berth.Network{}
-			errs := []error{err, p.with(cmd.Context(), func(e *engine.Engine) error {
-				ns, err := e.Networks(cmd.Context())
-				for _, n := range ns {
-					networks[n.ID] = n.Network
+			return p.wired(cmd.Context(), func(e *engine.Engine, s *container.Service) error {
+				all, err := details(cmd.Context(), e, s, args)
+				networks, nerr := networksByID(cmd.Context(), e)
+				out := []wholeJSON{}
+				for _, d := range all {
+					out = append(out, containerAsJSON(d, networks))
 				}
-				return err
-			})}
-			out := []wholeJSON{}
-			for _, d := range all {
-				out = append(out, containerAsJSON(d, networks))
-			}
-			return errors.Join(append(errs, inspect(p.out, format, out))...)
+				return errors.Join(err, nerr, inspect(p.out, format, out))
+			})
 		},
 	}
 	detailFlag(cmd, &format)

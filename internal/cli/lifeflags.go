@@ -8,6 +8,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
+
+	"berth/internal/oci"
 )
 
 // ttyFlags are the flags of commands that show a container on this terminal.
@@ -27,7 +29,7 @@ func (a *ttyFlags) flags(cmd *cobra.Command) {
 }
 
 // detachKeys are the bytes that detach.
-func (a *ttyFlags) detachKeys() ([]byte, error) { return parseKeys(a.keys) }
+func (a *ttyFlags) detachKeys() (oci.DetachKeys, error) { return parseKeys(a.keys) }
 
 // runOnlyFlags are those of "run" that "create" has not.
 type runOnlyFlags struct {

@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"berth"
+	"berth/engine"
 	"berth/internal/container"
 )
 
@@ -20,11 +21,11 @@ func (p *program) prune() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			all, err := p.details(cmd.Context(), nil)
-			if err != nil {
-				return err
-			}
-			return p.containers(cmd.Context(), func(s *container.Service) error {
+			return p.wired(cmd.Context(), func(e *engine.Engine, s *container.Service) error {
+				all, err := details(cmd.Context(), e, s, nil)
+				if err != nil {
+					return err
+				}
 				var errs []error
 				var gone []string
 				var freed int64

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"berth"
+	"berth/internal/oci"
 )
 
 // parseEnvFile reads lines NAME=value as Docker does: a value is everything
@@ -163,30 +164,11 @@ func parseRestart(s string) (berth.Restart, error) {
 
 // parseSignal reads a signal by name, with or without SIG, or by number.
 func parseSignal(s string) (unix.Signal, error) {
-	name := strings.TrimPrefix(strings.ToUpper(s), "SIG")
-	n, err := strconv.ParseUint(name, 10, 8)
-	switch {
-	case err == nil && name == s && n >= 1 && n <= 64:
-		return unix.Signal(n), nil
-	case unix.SignalNum("SIG"+name) != 0:
-		return unix.SignalNum("SIG" + name), nil
+	n, err := oci.ParseSignal(s)
+	if err != nil {
+		return 0, fmt.Errorf("%s: a signal is wanted, as TERM, SIGHUP or 9", quoted(s))
 	}
-	// glibc's: it keeps two real-time signals to itself.
-	const rtmin, rtmax = 34, 64
-	for prefix, base := range map[string]int{"RTMIN": rtmin, "RTMAX": rtmax} {
-		rest, ok := strings.CutPrefix(name, prefix)
-		if !ok {
-			continue
-		}
-		add, err := 0, error(nil)
-		if rest != "" {
-			add, err = strconv.Atoi(rest)
-		}
-		if n := base + add; err == nil && n >= rtmin && n <= rtmax {
-			return unix.Signal(n), nil
-		}
-	}
-	return 0, fmt.Errorf("%s: a signal is wanted, as TERM, SIGHUP or 9", quoted(s))
+	return n, nil
 }
 
 // signalWord is the name of a signal, or its number if it has none.
@@ -197,26 +179,17 @@ func signalWord(s unix.Signal) string {
 	return strconv.Itoa(int(s))
 }
 
-// parseKeys reads the keys that detach from a terminal: single letters, and
-// ctrl- with a letter or one of @ [ \ ] ^ _.
-func parseKeys(s string) ([]byte, error) {
-	var out []byte
-	for word := range strings.SplitSeq(s, ",") {
-		key, ctrl := strings.CutPrefix(word, "ctrl-")
-		switch {
-		case len(key) != 1 || key[0] <= ' ' || key[0] > '~':
-			return nil, fmt.Errorf("--detach-keys %s: keys are wanted, as ctrl-p,ctrl-q", quoted(s))
-		case !ctrl:
-			out = append(out, key[0])
-		case key[0] >= 'a' && key[0] <= 'z':
-			out = append(out, key[0]-'a'+1)
-		case key[0] >= '@' && key[0] <= '_' && (key[0] < 'A' || key[0] > 'Z'):
-			out = append(out, key[0]-'@')
-		default:
-			return nil, fmt.Errorf("--detach-keys %s: ctrl- goes with a letter, @, [, \\, ], ^ or _", quoted(s))
-		}
+// parseKeys reads the keys that detach from a terminal, of which there is at
+// least one.
+func parseKeys(s string) (oci.DetachKeys, error) {
+	keys, err := oci.ParseDetachKeys(s)
+	if s == "" {
+		err = oci.ErrNoKeys
 	}
-	return out, nil
+	if err != nil {
+		return nil, fmt.Errorf("--detach-keys %s: %w", quoted(s), err)
+	}
+	return keys, nil
 }
 
 // parseSysctls reads --sysctl NAME=VALUE.

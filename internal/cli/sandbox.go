@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -162,13 +163,9 @@ the same things. A second endpoint on one network is there as NETWORK/INTERFACE.
 		ValidArgsFunction: p.completeNamespaces,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return p.with(cmd.Context(), func(e *engine.Engine) error {
-				all, err := e.Networks(cmd.Context())
+				networks, err := networksByID(cmd.Context(), e)
 				if err != nil {
 					return err
-				}
-				networks := map[string]berth.Network{}
-				for _, n := range all {
-					networks[n.ID] = n.Network
 				}
 				out := []sandboxJSON{}
 				err = each(args, func(name string) error {
@@ -184,4 +181,14 @@ the same things. A second endpoint on one network is there as NETWORK/INTERFACE.
 	}
 	detailFlag(cmd, &format)
 	return cmd
+}
+
+// networksByID are all networks.
+func networksByID(ctx context.Context, e *engine.Engine) (map[string]berth.Network, error) {
+	all, err := e.Networks(ctx)
+	out := make(map[string]berth.Network, len(all))
+	for _, n := range all {
+		out[n.ID] = n.Network
+	}
+	return out, err
 }

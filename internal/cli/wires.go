@@ -52,7 +52,7 @@ func (w wires) Connect(ctx context.Context, sandbox string, a berth.Attachment) 
 // endpoint adds to an endpoint what its network says.
 func (w wires) endpoint(ctx context.Context, ep berth.Endpoint) (container.Endpoint, error) {
 	n, err := w.Network(ctx, ep.Network)
-	out := container.Endpoint{Endpoint: ep, NetworkName: n.Name}
+	out := container.Endpoint{Endpoint: ep}
 	for _, a := range ep.Addrs {
 		if gw, ok := n.Gateway(a.Addr()); ok {
 			out.Gateways = append(out.Gateways, gw.String())

@@ -15,10 +15,8 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
@@ -48,11 +46,10 @@ type Networks interface {
 	Endpoints(ctx context.Context, sandbox string) ([]Endpoint, error)
 }
 
-// An Endpoint is one with the name of its network and its gateways.
+// An Endpoint is one with its gateways.
 type Endpoint struct {
 	berth.Endpoint
-	NetworkName string
-	Gateways    []string
+	Gateways []string
 }
 
 // Options are how a Service is opened.
@@ -63,7 +60,6 @@ type Options struct {
 	// OnExit is the command that conmon runs when a container has ended; its id
 	// is added.
 	OnExit []string
-	Log    *slog.Logger // nil: none
 }
 
 // A Service keeps the containers of one host.
@@ -84,9 +80,6 @@ type Service struct {
 // an error of what needs them, which matches [berth.ErrUnsupported] and names the
 // package to install.
 func Open(o Options) (*Service, error) {
-	if o.Log == nil {
-		o.Log = slog.New(slog.DiscardHandler)
-	}
 	s := &Service{o: o}
 	host, err := thisHost()
 	if err != nil {
@@ -115,8 +108,8 @@ func thisHost() (h store.Host, err error) {
 		return h, err
 	}
 	defer ns.Close()
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	return store.Host{BootID: strings.TrimSpace(string(boot)), Cookie: ns.Cookie()}, err
+	boot, err := netns.BootID()
+	return store.Host{BootID: boot, Cookie: ns.Cookie()}, err
 }
 
 // Close lets go of the store. No container changes.

@@ -161,11 +161,7 @@ func (k *Kernel) forgetFew(f filter) error {
 			tuple.AddRtAttr(nl.CTA_TUPLE_IP|unix.NLA_F_NESTED, nil).AddRtAttr(dst, p.HostIP.AsSlice())
 		}
 		proto := tuple.AddRtAttr(nl.CTA_TUPLE_PROTO|unix.NLA_F_NESTED, nil)
-		for number, name := range protocols {
-			if name == p.Protocol {
-				proto.AddRtAttr(nl.CTA_PROTO_NUM, []byte{number})
-			}
-		}
+		proto.AddRtAttr(nl.CTA_PROTO_NUM, []byte{queries[p.Protocol].number})
 		proto.AddRtAttr(nl.CTA_PROTO_DST_PORT, nl.BEUint16Attr(p.HostPort))
 		if err := k.forgetBy(familyOf(p.HostIP), tuple, ctaFilterOrigFlags, flags); err != nil {
 			return err

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"strings"
 	"sync/atomic"
 
 	"berth/internal/crash"
@@ -62,6 +63,12 @@ func cookie() (uint64, error) {
 	}
 	defer unix.Close(s)
 	return unix.GetsockoptUint64(s, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+}
+
+// BootID is the number of this boot, within which a cookie is unique.
+func BootID() (string, error) {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return strings.TrimSpace(string(b)), err
 }
 
 // Share returns n for one more user, who closes it too. It saves opening the

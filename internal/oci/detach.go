@@ -2,14 +2,15 @@ package oci
 
 import (
 	"bytes"
-	"fmt"
+	"errors"
 	"strings"
-
-	"berth"
 )
 
 // DetachKeys are what a user types to leave an attached container running.
 type DetachKeys []byte
+
+// ErrNoKeys is that a word is no list of keys.
+var ErrNoKeys = errors.New("keys are wanted, as ctrl-p,ctrl-q")
 
 // ParseDetachKeys reads keys as Docker writes them: a list with commas of single
 // characters and ctrl-X, X being one of a to z and @ [ \ ] ^ _. The empty string
@@ -18,19 +19,23 @@ func ParseDetachKeys(s string) (DetachKeys, error) {
 	if s == "" {
 		s = "ctrl-p,ctrl-q"
 	}
-	var keys DetachKeys
-	for key := range strings.SplitSeq(s, ",") {
-		name, ctrl := strings.CutPrefix(strings.ToLower(key), "ctrl-")
+	var out DetachKeys
+	for word := range strings.SplitSeq(s, ",") {
+		key, ctrl := strings.CutPrefix(word, "ctrl-")
 		switch {
-		case len(key) == 1:
-			keys = append(keys, key[0])
-		case ctrl && len(name) == 1 && strings.Contains(`@abcdefghijklmnopqrstuvwxyz[\]^_`, name):
-			keys = append(keys, name[0]&0x1f)
+		case len(key) != 1 || key[0] <= ' ' || key[0] > '~':
+			return nil, ErrNoKeys
+		case !ctrl:
+			out = append(out, key[0])
+		case key[0] >= 'a' && key[0] <= 'z':
+			out = append(out, key[0]-'a'+1)
+		case key[0] >= '@' && key[0] <= '_' && (key[0] < 'A' || key[0] > 'Z'):
+			out = append(out, key[0]-'@')
 		default:
-			return nil, fmt.Errorf("detach keys %q: %q is neither a character nor ctrl- and one of a-z @ [ \\ ] ^ _: %w", s, key, berth.ErrInvalid)
+			return nil, errors.New("ctrl- goes with a letter, @, [, \\, ], ^ or _")
 		}
 	}
-	return keys, nil
+	return out, nil
 }
 
 // A detacher takes the detach keys out of what is typed.

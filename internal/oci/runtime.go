@@ -318,24 +318,29 @@ func ExitCode(exitDir, id string) (int, error) {
 	return code, nil
 }
 
-// ParseSignal reads a signal as docker does: SIGTERM, TERM or 15, and RTMIN+N.
+// ParseSignal reads a signal by name, with or without SIG, or by number.
 func ParseSignal(s string) (syscall.Signal, error) {
-	if n, err := strconv.Atoi(s); err == nil && n > 0 && n <= 64 {
-		return syscall.Signal(n), nil
-	}
 	name := strings.TrimPrefix(strings.ToUpper(s), "SIG")
-	if sig := unix.SignalNum("SIG" + name); sig != 0 {
-		return sig, nil
+	n, err := strconv.ParseUint(name, 10, 8)
+	switch {
+	case err == nil && name == s && n >= 1 && n <= 64:
+		return syscall.Signal(n), nil
+	case unix.SignalNum("SIG"+name) != 0:
+		return unix.SignalNum("SIG" + name), nil
 	}
-	const first, last = 34, 64 // the C library keeps 32 and 33
-	switch plus, minus := strings.TrimPrefix(name, "RTMIN"), strings.TrimPrefix(name, "RTMAX"); {
-	case plus != name:
-		if n, err := strconv.Atoi("0" + strings.TrimPrefix(plus, "+")); err == nil && first+n <= last {
-			return syscall.Signal(first + n), nil
+	// glibc's: it keeps two real-time signals to itself.
+	const rtmin, rtmax = 34, 64
+	for prefix, base := range map[string]int{"RTMIN": rtmin, "RTMAX": rtmax} {
+		rest, ok := strings.CutPrefix(name, prefix)
+		if !ok {
+			continue
 		}
-	case minus != name:
-		if n, err := strconv.Atoi("0" + strings.TrimPrefix(minus, "-")); err == nil && last-n >= first {
-			return syscall.Signal(last - n), nil
+		add, err := 0, error(nil)
+		if rest != "" {
+			add, err = strconv.Atoi(rest)
+		}
+		if n := base + add; err == nil && n >= rtmin && n <= rtmax {
+			return syscall.Signal(n), nil
 		}
 	}
 	return 0, fmt.Errorf("no signal %q: %w", s, berth.ErrInvalid)
