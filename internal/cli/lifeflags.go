@@ -102,6 +102,7 @@ type updateFlags struct {
 
 func (u *updateFlags) flags(cmd *cobra.Command) {
 	u.limitFlags.flags(cmd)
+	u.lifts = true
 	cmd.Flags().StringVar(&u.restart, "restart", "", "start it again when it has ended: no, on-failure[:TIMES], always or unless-stopped (`policy`)")
 	completeFlag(cmd, "restart", cobra.NoFileCompletions)
 	refuse(cmd, "update")

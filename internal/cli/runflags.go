@@ -30,7 +30,6 @@ type runFlags struct {
 	capAdd, capDrop, security, sysctls []string
 	privileged                         bool
 
-	readBps, writeBps []string
 	limitFlags
 	netFlags
 
@@ -65,12 +64,10 @@ func (r *runFlags) flags(cmd *cobra.Command) {
 	r.processFlags(cmd)
 	r.rootFlags(cmd)
 	r.limitFlags.flags(cmd)
-	f.StringArrayVar(&r.readBps, "device-read-bps", nil, "most bytes a second from a device, as `DEVICE:RATE`")
-	f.StringArrayVar(&r.writeBps, "device-write-bps", nil, "most bytes a second to a device, as `DEVICE:RATE`")
 	r.netFlags.flags(cmd)
 	refuse(cmd, "run")
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return failExec(flagError(err)) })
-	for _, name := range []string{"name", "label", "log-opt", "stop-timeout", "device-read-bps", "device-write-bps"} {
+	for _, name := range []string{"name", "label", "log-opt", "stop-timeout"} {
 		completeFlag(cmd, name, cobra.NoFileCompletions)
 	}
 	completeFlag(cmd, "restart", cobra.FixedCompletions([]cobra.Completion{"no", "on-failure", "always", "unless-stopped"}, cobra.ShellCompDirectiveNoFileComp))
@@ -138,10 +135,13 @@ func (r *runFlags) container(args []string) (berth.Container, error) {
 			return c, fmt.Errorf("--rootfs %w", err)
 		}
 	}
-	for _, part := range []func(*berth.Container) error{r.process, r.root, r.guard, r.life, r.limit} {
+	for _, part := range []func(*berth.Container) error{r.process, r.root, r.guard, r.life} {
 		if err := part(&c); err != nil {
 			return c, err
 		}
+	}
+	if err := r.limitFlags.apply(&c.Limits); err != nil {
+		return c, err
 	}
 	if c.Net, err = r.netFlags.net(); err != nil {
 		return c, err
@@ -281,16 +281,6 @@ func (r *runFlags) life(c *berth.Container) (err error) {
 		}
 	}
 	return nil
-}
-
-func (r *runFlags) limit(c *berth.Container) (err error) {
-	if c.Limits.DeviceReadBps, err = parseThrottles("device-read-bps", r.readBps); err != nil {
-		return err
-	}
-	if c.Limits.DeviceWriteBps, err = parseThrottles("device-write-bps", r.writeBps); err != nil {
-		return err
-	}
-	return r.limitFlags.apply(&c.Limits)
 }
 
 // absolute makes a path of the host absolute.

@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -222,14 +223,23 @@ func TestUpdateTouchesWhatWasTyped(t *testing.T) {
 	var u updateFlags
 	cmd := &cobra.Command{Use: "update"}
 	u.flags(cmd)
-	if err := cmd.ParseFlags([]string{"--memory", "0", "--pids-limit", "7", "--cpuset-cpus", ""}); err != nil {
+	if err := cmd.ParseFlags([]string{"--memory", "0", "--pids-limit", "7", "--cpuset-cpus", "", "--device-read-bps", "/dev/sda:2m", "--device-read-bps", "/dev/sdb:0"}); err != nil {
 		t.Fatal(err)
 	}
-	l := berth.Limits{Memory: 1 << 30, CPUs: "0", NanoCPUs: 1e9, Pids: 5}
+	rates := []berth.Throttle{{Device: "/dev/sda", Rate: 1 << 20}, {Device: "/dev/sdb", Rate: 1 << 20}, {Device: "/dev/sdc", Rate: 1 << 20}}
+	before := slices.Clone(rates)
+	l := berth.Limits{Memory: 1 << 30, CPUs: "0", NanoCPUs: 1e9, Pids: 5, DeviceReadBps: rates, DeviceWriteBps: rates[:1]}
 	if err := u.apply(&l); err != nil {
 		t.Fatal(err)
 	}
-	if d := cmp.Diff(berth.Limits{NanoCPUs: 1e9, Pids: 7}, l); d != "" {
+	want := berth.Limits{
+		NanoCPUs: 1e9, Pids: 7, DeviceWriteBps: rates[:1],
+		DeviceReadBps: []berth.Throttle{{Device: "/dev/sdc", Rate: 1 << 20}, {Device: "/dev/sda", Rate: 2 << 20}},
+	}
+	if d := cmp.Diff(want, l); d != "" {
 		t.Error(d)
+	}
+	if d := cmp.Diff(before, rates); d != "" {
+		t.Errorf("what was before has changed: %s", d)
 	}
 }

@@ -1,7 +1,9 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -17,6 +19,8 @@ type limitFlags struct {
 	shares, period, quota     int64
 	pids                      int64
 	weight                    uint16
+	readBps, writeBps         []string
+	lifts                     bool // a rate of 0 takes one away
 	typed                     func(flag string) bool
 }
 
@@ -34,9 +38,11 @@ func (l *limitFlags) flags(cmd *cobra.Command) {
 	f.StringVar(&l.mems, "cpuset-mems", "", "the memory nodes to use, a `list`")
 	f.Int64Var(&l.pids, "pids-limit", 0, "most processes and threads, a `number` (-1: no limit)")
 	f.Uint16Var(&l.weight, "blkio-weight", 0, "`weight` among those who want a disk, 10 to 1000")
+	f.StringArrayVar(&l.readBps, "device-read-bps", nil, "most bytes a second from a device, as `DEVICE:RATE`")
+	f.StringArrayVar(&l.writeBps, "device-write-bps", nil, "most bytes a second to a device, as `DEVICE:RATE`")
 	for _, name := range []string{
 		"memory", "memory-swap", "memory-reservation", "cpus", "cpu-shares", "cpu-period", "cpu-quota", "cpuset-cpus", "cpuset-mems",
-		"pids-limit", "blkio-weight",
+		"pids-limit", "blkio-weight", "device-read-bps", "device-write-bps",
 	} {
 		completeFlag(cmd, name, cobra.NoFileCompletions)
 	}
@@ -79,12 +85,33 @@ func (l *limitFlags) apply(to *berth.Limits) error {
 	if l.typed("blkio-weight") {
 		to.BlkioWeight = l.weight
 	}
-	if !l.typed("cpus") {
-		return nil
+	err := errors.Join(l.throttles("device-read-bps", l.readBps, &to.DeviceReadBps), l.throttles("device-write-bps", l.writeBps, &to.DeviceWriteBps))
+	if err != nil || !l.typed("cpus") {
+		return err
 	}
-	var err error
 	if to.NanoCPUs, err = parseCPUs(l.cpus); err != nil {
 		return fmt.Errorf("--cpus %w", err)
+	}
+	return nil
+}
+
+// throttles puts the rates of devices that were typed in the place of those that
+// the devices have.
+func (l *limitFlags) throttles(flag string, words []string, rates *[]berth.Throttle) error {
+	for _, w := range words {
+		device, lifted := strings.CutSuffix(w, ":0")
+		t := berth.Throttle{Device: device}
+		if !lifted || !l.lifts {
+			var err error
+			if t, err = parseThrottle(w); err != nil {
+				return fmt.Errorf("--%s %w", flag, err)
+			}
+		}
+		// A copy: the list is that of the record as it was, too.
+		*rates = slices.DeleteFunc(slices.Clone(*rates), func(old berth.Throttle) bool { return old.Device == t.Device })
+		if t.Rate > 0 {
+			*rates = append(*rates, t)
+		}
 	}
 	return nil
 }
@@ -97,15 +124,4 @@ func parseThrottle(s string) (berth.Throttle, error) {
 		return berth.Throttle{}, fmt.Errorf("%s: DEVICE:RATE is wanted, as /dev/sda:1mb", quoted(s))
 	}
 	return berth.Throttle{Device: device, Rate: uint64(n)}, nil
-}
-
-func parseThrottles(flag string, words []string) (out []berth.Throttle, err error) {
-	for _, w := range words {
-		t, err := parseThrottle(w)
-		if err != nil {
-			return nil, fmt.Errorf("--%s %w", flag, err)
-		}
-		out = append(out, t)
-	}
-	return out, nil
 }
