@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -76,7 +77,10 @@ func TestContainersThatMisbehave(t *testing.T) {
 	t.Run("fork bomb", func(t *testing.T) {
 		t.Parallel()
 		d := newDock(t)
-		d.must(t, "berth run -d --name bomb --network front --pids-limit 32 -m 64m --rootfs $R sh -c 'f() { f | f & }; f; while :; do sleep 1000; done'")
+		// The first process forks once: a shell that cannot fork ends.
+		d.must(t, "berth run -d --name bomb --network front --pids-limit 32 -m 64m --rootfs $R sh -c '(f() { sleep 1000 & f | f & }; f); exec sleep 1000'")
+		d.await(t, "cat /sys/fs/cgroup/pids/berth/*/pids.events /sys/fs/cgroup/berth/*/pids.events 2>/dev/null | grep -q 'max [1-9]'")
+		d.says(t, states, "bomb running")
 		d.must(t, "berth check && berth rm -f bomb")
 	})
 	t.Run("ignores SIGTERM", func(t *testing.T) {
@@ -91,7 +95,29 @@ func TestContainersThatMisbehave(t *testing.T) {
 		}
 		d.says(t, "berth inspect -f '{{.State.ExitCode}}' deaf", "137")
 	})
-	t.Run("100 MB of log", func(t *testing.T) {
+	t.Run("fills its disk", func(t *testing.T) {
+		t.Parallel()
+		d := newDock(t)
+		// Where it writes, where all containers write, and where their logs are.
+		d.must(t, "berth network rm front && mkdir /run/small && mount -t tmpfs -o size=24m tmpfs /run/small")
+		usual := d.env
+		d.env = append(slices.Clone(usual), "BERTH_ROOT=/run/small/root")
+		const fill = "dd if=/dev/zero bs=1M count=100 of="
+		d.must(t, "berth network create --subnet 10.1.0.0/24 front && "+haveWeb+`berth run -d --name chatty --network none --rootfs $R sh -c 'while :; do echo tick; sleep 0.01; done'
+			berth run -d --name greedy --network front --tmpfs /tmp:size=1m --rootfs host sleep 1000`)
+		for _, file := range []string{"/tmp/fill", "/usr/fill"} {
+			if out := d.answer(t, 1, "berth exec greedy "+fill+file); !strings.Contains(out, "No space left") {
+				t.Errorf("no space for %s: %s", file, out)
+			}
+		}
+		// Others go on, and everything can be taken away.
+		d.must(t, "berth exec web echo fine && berth check && berth stop -t 0 greedy && berth rm greedy")
+		d.await(t, "berth logs -n 1 chatty | grep -qx tick")
+		d.must(t, "berth restart -t 0 web && berth exec web echo fine && berth rm -f web chatty && berth check")
+		d.must(t, "berth network rm front && umount /run/small && rmdir /run/small")
+		d.env = usual
+	})
+	t.Run("long lines of log", func(t *testing.T) {
 		t.Parallel()
 		d := newDock(t)
 		d.must(t, "berth run -d --name loud --network none --rootfs $R sh -c 'head -c 100000000 /dev/zero | tr \"\\0\" x; echo; echo done'")

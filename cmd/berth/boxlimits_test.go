@@ -24,7 +24,7 @@ func TestLimitsHold(t *testing.T) {
 		run += " --device " + disk + " --device-write-bps " + disk + ":1m"
 	}
 	d.must(t, run+" --rootfs $R sh -c 'sleep 1000; true'")
-	inside := namespacesOf(d.first(t, "web"))
+	inside := namespacesOf(t, d.first(t, "web"))
 	d.cpuHolds(t)
 	d.memoryHolds(t)
 	d.pidsHold(t)
@@ -43,11 +43,19 @@ func TestLimitsHold(t *testing.T) {
 	}
 }
 
-// namespacesOf are those of a process that this one is not in.
-func namespacesOf(pid int) (own []string) {
+// namespacesOf are those of a process that this one is not in. They are held, so
+// that no new one gets the number of one that has ended.
+func namespacesOf(t *testing.T, pid int) (own []string) {
+	t.Helper()
 	for _, kind := range []string{"mnt", "pid", "net", "ipc", "uts", "cgroup"} {
-		ns, _ := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", pid, kind))
-		if here, err := os.Readlink("/proc/self/ns/" + kind); err == nil && ns != here {
+		path := fmt.Sprintf("/proc/%d/ns/%s", pid, kind)
+		f, err := os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { f.Close() })
+		ns, _ := os.Readlink(path)
+		if here, err := os.Readlink("/proc/self/ns/" + kind); err != nil || ns != here {
 			own = append(own, ns)
 		}
 	}
