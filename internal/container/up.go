@@ -45,7 +45,7 @@ func (s *Service) start(ctx context.Context, c *berth.Container, ready func(bund
 		return nil
 	}
 	s.Forget(c.ID)
-	c.Wanted = false
+	c.Wanted, c.Again = false, berth.Running{}
 	c.Last = berth.Exit{Code: failureCode(err), Error: err.Error(), Finished: time.Now().UTC()}
 	// What was asked for may have ended with ctx; what is left must go all the
 	// same.
@@ -131,8 +131,8 @@ func (s *Service) raise(ctx context.Context, c *berth.Container, r *berth.Run, r
 		return err
 	}
 	crash.Point("container.started")
-	r.Started = time.Now().UTC()
-	c.Wanted, c.Last = true, berth.Exit{}
+	r.Started, r.Limits = time.Now().UTC(), c.Limits
+	c.Wanted, c.Again, c.Last = true, berth.Running{}, berth.Exit{}
 	return s.store.Update(ctx, func(tx *store.Tx) error {
 		return errors.Join(tx.PutRun(*r), tx.PutContainer(*c))
 	})
