@@ -152,6 +152,9 @@ type Attachment struct {
 	Interface  string     `json:"interface,omitempty"`
 	Aliases    []string   `json:"aliases,omitempty"`
 	GwPriority int        `json:"gwPriority,omitempty"`
+	// Had are the addresses it had when it was connected last. It gets them
+	// again if they are free.
+	Had []netip.Addr `json:"had,omitempty"`
 }
 
 // A Restart says when a container that has ended is started again.

@@ -64,7 +64,8 @@ func (s *Service) Connect(ctx context.Context, ref string, a berth.Attachment) (
 		if ep, err = s.o.Networks.Connect(ctx, r.Sandbox, a); err != nil {
 			return err
 		}
-		return s.rename(ctx, c, r)
+		c.Net.Networks[len(c.Net.Networks)-1].Had = had(ep)
+		return errors.Join(s.update(ctx, *c), s.rename(ctx, c, r))
 	})
 	return ep, err
 }

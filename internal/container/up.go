@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
@@ -132,6 +133,9 @@ func (s *Service) raise(ctx context.Context, c *berth.Container, r *berth.Run, r
 	}
 	crash.Point("container.started")
 	r.Started, r.Limits = time.Now().UTC(), c.Limits
+	for i, ep := range w.eps {
+		c.Net.Networks[i].Had = had(ep)
+	}
 	c.Wanted, c.Again, c.Last = true, berth.Running{}, berth.Exit{}
 	return s.store.Update(ctx, func(tx *store.Tx) error {
 		return errors.Join(tx.PutRun(*r), tx.PutContainer(*c))
@@ -189,6 +193,14 @@ func (s *Service) connect(ctx context.Context, c *berth.Container, r *berth.Run)
 		_, err = s.o.Networks.Publish(ctx, r.Sandbox, c.Net.Ports, PublishChoice{})
 	}
 	return eps, err
+}
+
+// had are an endpoint's addresses as an attachment keeps them.
+func had(ep Endpoint) (addrs []netip.Addr) {
+	for _, a := range ep.Addrs {
+		addrs = append(addrs, a.Addr())
+	}
+	return addrs
 }
 
 // prepare writes the bundle: what the runtime reads, and the files that are laid
