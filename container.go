@@ -46,6 +46,8 @@ type Container struct {
 	// by its user nor has it ended for good.
 	Wanted       bool `json:"wanted,omitempty"`
 	RestartCount int  `json:"restartCount,omitempty"`
+	// Again is who ends it to start it again at once.
+	Again Running `json:"again,omitzero"`
 	// Delay is how long after Last it is started again.
 	Delay time.Duration `json:"delay,omitempty"`
 }
@@ -60,8 +62,11 @@ type Process struct {
 	User       string   `json:"user,omitempty"` // NAME|UID[:NAME|GID]; "": 0:0
 	Groups     []string `json:"groups,omitempty"`
 	Terminal   bool     `json:"terminal,omitempty"`
-	Stdin      bool     `json:"stdin,omitempty"` // stays open when nobody is attached
-	Ulimits    []Ulimit `json:"ulimits,omitempty"`
+	// Rows and Columns are the size of the terminal when it starts; 0: unknown.
+	Rows    uint16   `json:"rows,omitempty"`
+	Columns uint16   `json:"columns,omitempty"`
+	Stdin   bool     `json:"stdin,omitempty"` // stays open when nobody is attached
+	Ulimits []Ulimit `json:"ulimits,omitempty"`
 }
 
 // A Ulimit bounds a resource of each process, as setrlimit(2) does.
@@ -76,6 +81,8 @@ type Mount struct {
 	Type   string `json:"type"`             // "bind" or "tmpfs"
 	Source string `json:"source,omitempty"` // of a bind, on the host
 	Target string `json:"target"`
+	// Make makes a directory of a source that is not there.
+	Make bool `json:"make,omitempty"`
 	// Options are those of mount(8): ro, rw, noexec, rshared, size=64m, ….
 	Options []string `json:"options,omitempty"`
 }
@@ -145,6 +152,9 @@ type Attachment struct {
 	Interface  string     `json:"interface,omitempty"`
 	Aliases    []string   `json:"aliases,omitempty"`
 	GwPriority int        `json:"gwPriority,omitempty"`
+	// Had are the addresses it had when it was connected last. It gets them
+	// again if they are free.
+	Had []netip.Addr `json:"had,omitempty"`
 }
 
 // A Restart says when a container that has ended is started again.
@@ -171,6 +181,8 @@ type Run struct {
 	First     Running   `json:"first"`             // the container's first process
 	Monitor   Running   `json:"monitor"`           // conmon
 	Paused    bool      `json:"paused,omitempty"`
+	// Limits are those it has.
+	Limits Limits `json:"limits"`
 }
 
 // A Running is a process, told from a later one of the same pid by its start.

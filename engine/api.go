@@ -104,9 +104,10 @@ type SandboxDetail struct {
 
 // ConnectOptions are how a sandbox is connected; the zero value is the default.
 type ConnectOptions struct {
-	IP4, IP6   netip.Addr // fixed addresses; default: the next free one
-	MAC        berth.MAC  // default: a function of network and address
-	Interface  string     // inside the sandbox; default: the first free eth0, eth1, …
+	IP4, IP6   netip.Addr   // fixed addresses; default: the next free one
+	Prefer     []netip.Addr // taken before the next free one, if they are free
+	MAC        berth.MAC    // default: a function of network and address
+	Interface  string       // inside the sandbox; default: the first free eth0, eth1, …
 	Aliases    []string
 	GwPriority int
 	Labels     map[string]string

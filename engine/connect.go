@@ -275,21 +275,31 @@ func (a *admission) address(tx *store.Tx, n berth.Network, v4 bool) error {
 			return err
 		}
 		a.ep.Addrs = append(a.ep.Addrs, netip.PrefixFrom(addr, s.Prefix.Bits()))
-		return tx.SetCursor(n.ID, s.Prefix, addr)
+		return nil
 	}
 	return a.exhausted(tx, n, full)
 }
 
-// next is the next free address of a subnet.
+// next is a preferred address of a subnet, or the next free one.
 func (a *admission) next(tx *store.Tx, n berth.Network, s berth.Subnet) (netip.Addr, error) {
+	taken := func(addr netip.Addr) bool {
+		_, taken := tx.Taken(scope(n), addr)
+		return taken || slices.ContainsFunc(n.ForeignAddrs, func(p netip.Prefix) bool { return p.Addr() == addr })
+	}
+	for _, addr := range a.o.Prefer {
+		if ipam.CheckAddr(s, addr) == nil && !taken(addr) {
+			return addr, nil
+		}
+	}
 	after, err := tx.Cursor(n.ID, s.Prefix)
 	if err != nil {
 		return netip.Addr{}, err
 	}
-	return ipam.NextAddr(s, after, func(addr netip.Addr) bool {
-		_, taken := tx.Taken(scope(n), addr)
-		return taken || slices.ContainsFunc(n.ForeignAddrs, func(p netip.Prefix) bool { return p.Addr() == addr })
-	})
+	addr, err := ipam.NextAddr(s, after, taken)
+	if err != nil {
+		return addr, err
+	}
+	return addr, tx.SetCursor(n.ID, s.Prefix, addr)
 }
 
 // exhausted looks for sandboxes whose namespace is gone before it says that a

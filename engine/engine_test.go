@@ -200,3 +200,23 @@ func TestRefusalLeavesNothing(t *testing.T) {
 	}
 	w.clean()
 }
+
+// TestConnectPrefers: an address that is preferred is given if it is free, and
+// does not change which one is next.
+func TestConnectPrefers(t *testing.T) {
+	w := newWorld(t)
+	w.network(engine.NetworkSpec{Name: "front", Subnets: []berth.Subnet{{Prefix: netip.MustParsePrefix("10.9.0.0/24")}}})
+	for _, c := range []struct{ prefer, want string }{
+		{"10.9.0.9", "10.9.0.9"},
+		{"10.9.0.9", "10.9.0.2"}, // taken
+		{"10.8.0.9", "10.9.0.3"}, // of another subnet
+		{"10.9.0.1", "10.9.0.4"}, // the gateway
+	} {
+		box, _ := w.netns()
+		ep := w.connect("front", box, engine.ConnectOptions{Prefer: []netip.Addr{netip.MustParseAddr(c.prefer)}})
+		if got := ep.Addr4().String(); got != c.want {
+			t.Errorf("prefer %s: %s, want %s", c.prefer, got, c.want)
+		}
+	}
+	w.clean()
+}

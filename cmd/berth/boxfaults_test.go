@@ -28,7 +28,9 @@ var boxFaults = []fault{
 	{"start", madeWeb, "berth start web", nil},
 	{"stop", haveWeb, "berth stop -t 0 web", []string{"berth kill web"}},
 	{"rm -f", haveWeb, "berth rm -f web", []string{"berth stop -t 0 web"}},
-	{"restart", haveWeb, "berth restart -t 0 web", []string{"berth stop -t 0 web"}},
+	{"restart", haveWeb, "berth restart -t 0 web", nil},
+	{"restart --rm", "berth run -d --rm --name web --network front --ip 10.1.0.9 --rootfs $R sleep 100 >/dev/null && ", "berth restart -t 0 web", nil},
+	{"update", haveWeb, "berth update --pids-limit 50 web", nil},
 }
 
 // endings are containers that end while what their monitor runs then is killed.

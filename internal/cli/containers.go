@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -93,14 +94,15 @@ func (p *program) verb(name, short, example string, do func(context.Context, *co
 func (p *program) stop() *cobra.Command {
 	var f stopFlags
 	cmd := p.verb("stop", "Stop containers", "berth stop -t 1 web", func(ctx context.Context, s *container.Service, ref string) error {
-		return stopOne(ctx, s, ref, &f)
+		return stopOne(ctx, s.Stop, ref, &f)
 	})
 	cmd.Long = "Stop containers: by their own signal, and after a while by SIGKILL."
 	f.flags(cmd)
 	return cmd
 }
 
-func stopOne(ctx context.Context, s *container.Service, ref string, f *stopFlags) error {
+// stopOne stops a container, or restarts it, as the flags say.
+func stopOne(ctx context.Context, stop func(context.Context, string, syscall.Signal, *int) error, ref string, f *stopFlags) error {
 	seconds, err := f.seconds()
 	if err != nil {
 		return usage(err)
@@ -109,7 +111,7 @@ func stopOne(ctx context.Context, s *container.Service, ref string, f *stopFlags
 	if err != nil {
 		return usage(err)
 	}
-	return s.Stop(ctx, ref, signal, seconds)
+	return stop(ctx, ref, signal, seconds)
 }
 
 func (p *program) kill() *cobra.Command {
@@ -128,11 +130,7 @@ func (p *program) kill() *cobra.Command {
 func (p *program) restart() *cobra.Command {
 	var f stopFlags
 	cmd := p.verb("restart", "Stop containers and start them again", "berth restart web", func(ctx context.Context, s *container.Service, ref string) error {
-		if err := stopOne(ctx, s, ref, &f); err != nil {
-			return err
-		}
-		_, err := s.Start(ctx, ref, nil)
-		return err
+		return stopOne(ctx, s.Restart, ref, &f)
 	})
 	f.flags(cmd)
 	return cmd

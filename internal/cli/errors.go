@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"berth"
+	"berth/internal/container"
 	"berth/internal/demo"
 )
 
@@ -61,6 +62,7 @@ var hints = []struct {
 	{berth.ErrUnsupported, "berth", "'berth info' shows what this kernel has"},
 	{berth.ErrInUse, "berth network rm", "--force disconnects what is connected"},
 	{berth.ErrConflict, "berth publish", "'berth port' shows who has which port; --replace takes one over from another sandbox"},
+	{container.ErrNone, "berth", "'berth ps -a' shows what there is"},
 	{berth.ErrNotFound, "berth unpublish", "'berth port' shows what is published"},
 	{berth.ErrNotFound, "berth port", "'berth port' shows what is published"},
 	{berth.ErrNotFound, "berth", "'berth network ls' and 'berth sandbox ls' show what there is; a sandbox is also a name in /run/netns, path:PATH or pid:N"},

@@ -76,7 +76,8 @@ type hostConfigJSON struct {
 	Tmpfs             map[string]string `json:",omitempty"`
 	Sysctls           map[string]string `json:",omitempty"`
 	ShmSize           int64
-	CPUShares         int64 `json:"CpuShares"`
+	ConsoleSize       [2]uint16 // rows, columns
+	CPUShares         int64     `json:"CpuShares"`
 	Memory            int64
 	NanoCPUs          int64 `json:"NanoCpus"`
 	BlkioWeight       uint16
@@ -190,7 +191,7 @@ func hostConfigAsJSON(c berth.Container) hostConfigJSON {
 		RestartPolicy: restartJSON{cmp.Or(c.Restart.Policy, "no"), c.Restart.Retries}, AutoRemove: c.AutoRemove, CapAdd: c.Security.CapAdd, CapDrop: c.Security.CapDrop,
 		DNS: []string{}, DNSOptions: list0(c.Net.DNSOptions), DNSSearch: list0(c.Net.DNSSearch), ExtraHosts: c.Net.ExtraHosts, GroupAdd: c.Process.Groups, PidMode: c.PidMode,
 		Privileged: c.Security.Privileged, ReadonlyRootfs: c.ReadOnly, SecurityOpt: securityWords(c.Security), Tmpfs: map[string]string{}, Sysctls: c.Sysctls,
-		ShmSize: cmp.Or(c.ShmSize, 64<<20), CPUShares: l.CPUShares, Memory: l.Memory, NanoCPUs: l.NanoCPUs, BlkioWeight: l.BlkioWeight,
+		ShmSize: cmp.Or(c.ShmSize, 64<<20), ConsoleSize: [2]uint16{c.Process.Rows, c.Process.Columns}, CPUShares: l.CPUShares, Memory: l.Memory, NanoCPUs: l.NanoCPUs, BlkioWeight: l.BlkioWeight,
 		BlkioReadBps: rates(l.DeviceReadBps), BlkioWriteBps: rates(l.DeviceWriteBps), CPUPeriod: l.CPUPeriod, CPUQuota: l.CPUQuota, CpusetCpus: l.CPUs, CpusetMems: l.Mems,
 		Devices: []deviceJSON{}, MemoryReservation: l.MemoryReservation, MemorySwap: l.MemorySwap, Ulimits: []ulimitJSON{}, Init: c.Init, Expose: c.Expose,
 	}

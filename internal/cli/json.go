@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"time"
@@ -62,7 +63,9 @@ type refusalJSON struct {
 	Packets, Bytes uint64
 }
 
-func networkAsJSON(d engine.NetworkDetail) networkJSON {
+// networkAsJSON shows a network; container is the id of the container of a
+// sandbox, which is what it is known by then.
+func networkAsJSON(d engine.NetworkDetail, container map[string]string) networkJSON {
 	j := networkJSON{
 		Name: d.Name, ID: d.ID, Created: d.Created, Scope: "local", Driver: string(d.Driver), EnableIPv4: d.Has4(), EnableIPv6: d.Has6(),
 		IPAM: ipamJSON{Driver: "default", Options: map[string]string{}, Config: []subnetJSON{}}, Internal: d.Internal,
@@ -86,7 +89,7 @@ func networkAsJSON(d engine.NetworkDetail) networkJSON {
 		j.IPAM.Config = append(j.IPAM.Config, c)
 	}
 	for _, e := range d.Endpoints {
-		j.Containers[e.Sandbox] = containerJSON{e.SandboxName, e.ID, e.MAC.String(), first(e.Addrs, true), first(e.Addrs, false)}
+		j.Containers[cmp.Or(container[e.Sandbox], e.Sandbox)] = containerJSON{e.SandboxName, e.ID, e.MAC.String(), first(e.Addrs, true), first(e.Addrs, false)}
 		ej := endpointJSON{ID: e.ID, Sandbox: e.SandboxName, Interface: e.Interface, MacAddress: e.MAC.String(), Aliases: e.Aliases}
 		for _, a := range e.Addrs {
 			ej.Addresses = append(ej.Addresses, a.String())

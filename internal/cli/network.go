@@ -164,15 +164,19 @@ or as one of its addresses).`,
 		ValidArgsFunction: p.completeNetworks,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return p.with(cmd.Context(), func(e *engine.Engine) error {
-				out := []networkJSON{}
+				out, container := []networkJSON{}, map[string]string{}
+				sandboxes, serr := e.RecordedSandboxes(cmd.Context())
+				for _, sb := range sandboxes {
+					container[sb.ID] = sb.Labels[ofContainer]
+				}
 				err := each(args, func(name string) error {
 					d, err := e.InspectNetwork(cmd.Context(), name)
 					if err == nil {
-						out = append(out, networkAsJSON(d))
+						out = append(out, networkAsJSON(d, container))
 					}
 					return err
 				})
-				return errors.Join(err, inspect(p.out, format, out))
+				return errors.Join(err, serr, inspect(p.out, format, out))
 			})
 		},
 	}

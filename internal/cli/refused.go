@@ -80,7 +80,7 @@ var ofRun = []verdict{
 	{flag: "publish", short: "p", differs: "the short form only; with --network none, host, container: or ns: it is an error, not a warning"},
 	{flag: "publish-all", short: "P", differs: "the ports of --expose, without which it is refused"},
 	{flag: "security-opt", differs: "no-new-privileges, seccomp and apparmor"},
-	{flag: "volume", short: "v", differs: "a path of the host that is there: no volumes, and none is made; options ro, rw and the propagation"},
+	{flag: "volume", short: "v", differs: "a path of the host: no volumes; options ro, rw and the propagation"},
 
 	{flag: "annotation", refused: "nothing reads it: --label is what ps and inspect show"},
 	{flag: "attach", short: "a", refused: "run shows output and errors, and -i hands input in: 2>/dev/null leaves one out"},

@@ -68,8 +68,8 @@ func TestRunFlags(t *testing.T) {
 		{"--security-opt seccomp=p.json --security-opt no-new-privileges=false", with(func(c *berth.Container) { c.Security.Seccomp = filepath.Join(here, "p.json") })},
 		{"-v ./x:/y -v /a:/b/:ro,rslave --tmpfs /run:size=3m,exec --mount type=bind,src=/s,dst=/d,readonly,bind-recursive=disabled", with(func(c *berth.Container) {
 			c.Mounts = []berth.Mount{
-				{Type: "bind", Source: filepath.Join(here, "x"), Target: "/y"},
-				{Type: "bind", Source: "/a", Target: "/b", Options: []string{"ro", "rslave"}},
+				{Type: "bind", Source: filepath.Join(here, "x"), Target: "/y", Make: true},
+				{Type: "bind", Source: "/a", Target: "/b", Make: true, Options: []string{"ro", "rslave"}},
 				{Type: "bind", Source: "/s", Target: "/d", Options: []string{"bind", "ro"}},
 				{Type: "tmpfs", Target: "/run", Options: []string{"size=3m", "exec"}},
 			}

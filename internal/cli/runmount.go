@@ -29,7 +29,7 @@ func parseVolume(s string) (berth.Mount, error) {
 	if len(words) > 3 {
 		return bad("SOURCE:TARGET[:OPTIONS] is wanted; a path with a colon needs --mount")
 	}
-	m := berth.Mount{Type: "bind"}
+	m := berth.Mount{Type: "bind", Make: true}
 	var err error
 	if m.Source, err = hostPath(words[0]); err != nil {
 		return bad("%w", err)

@@ -41,7 +41,7 @@ func (w wires) Connect(ctx context.Context, sandbox string, a berth.Attachment) 
 		}
 	}
 	ep, err := w.Engine.Connect(ctx, a.Network, sandbox, engine.ConnectOptions{
-		IP4: a.IP4, IP6: a.IP6, MAC: a.MAC, Interface: a.Interface, Aliases: a.Aliases, GwPriority: a.GwPriority,
+		IP4: a.IP4, IP6: a.IP6, Prefer: a.Had, MAC: a.MAC, Interface: a.Interface, Aliases: a.Aliases, GwPriority: a.GwPriority,
 	})
 	if err != nil {
 		return container.Endpoint{}, err

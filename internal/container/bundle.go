@@ -64,6 +64,13 @@ func look(c *berth.Container, h *oci.Host) (err error) {
 	if h.Caps, err = oci.Capabilities(); err != nil {
 		return err
 	}
+	for _, m := range c.Mounts {
+		if m.Make && !exists(m.Source) {
+			if err := os.MkdirAll(m.Source, 0o755); err != nil {
+				return fmt.Errorf("mount at %s: %w", m.Target, err)
+			}
+		}
+	}
 	if h.Files, err = oci.Sources(c.Mounts); err != nil {
 		return err
 	}

@@ -58,7 +58,7 @@ func (s *Service) finish(ctx context.Context, id string) (*oci.Vigil, time.Time,
 		}
 		r = nil
 	}
-	if r != nil || s.state(c, berth.Run{}) != Restarting || oci.Keeper(s.bundle(id)).Pid != 0 {
+	if r != nil || s.state(c, berth.Run{}) != Restarting || s.kept(c) || oci.ShuttingDown() {
 		return nil, time.Time{}, nil
 	}
 	// The monitor has nothing more to do, and waits for all that descends from
@@ -70,13 +70,17 @@ func (s *Service) finish(ctx context.Context, id string) (*oci.Vigil, time.Time,
 	return vigil, c.Last.Finished.Add(c.Delay), err
 }
 
+// kept reports whether somebody is about to start a container again.
+func (s *Service) kept(c berth.Container) bool {
+	return oci.Alive(c.Again) || oci.Keeper(s.bundle(c.ID)).Pid != 0
+}
+
 // again starts a container that is locked and not in the kernel once more, if it
 // is still wanted.
 func (s *Service) again(ctx context.Context, c *berth.Container) error {
 	if !c.Wanted {
 		return nil
 	}
-	c.RestartCount++
 	return s.start(ctx, c, nil)
 }
 
@@ -105,11 +109,9 @@ func (s *Service) settle(ctx context.Context, c *berth.Container, r *berth.Run) 
 		// wanted if it was to be started again.
 		c.Wanted = c.Wanted && !c.Last.Finished.IsZero()
 	} else {
-		c.Last = s.end(*r)
-		c.Wanted = c.Wanted && restarts(*c)
-		c.Delay = delay(c.Delay, c.Last)
+		s.conclude(c, *r)
 	}
-	if !c.AutoRemove {
+	if !c.AutoRemove || c.Wanted {
 		// First the record: the exit status is read again if this is the last
 		// that is done.
 		if err := s.update(ctx, *c); err != nil {
@@ -118,6 +120,25 @@ func (s *Service) settle(ctx context.Context, c *berth.Container, r *berth.Run) 
 		crash.Point("container.recorded")
 	}
 	return s.clear(ctx, c, r)
+}
+
+// conclude says how a run that is over has ended, and whether it is followed by
+// another.
+func (s *Service) conclude(c *berth.Container, r berth.Run) {
+	if c.Last.Started.Equal(r.Started) {
+		return // who recorded it was killed before the run was gone
+	}
+	c.Last = s.end(r)
+	switch {
+	case !c.Wanted:
+	case c.Again.Pid != 0:
+		c.RestartCount, c.Delay = 0, delay(0, c.Last)
+	case restarts(*c):
+		c.RestartCount++
+		c.Delay = delay(c.Delay, c.Last)
+	default:
+		c.Wanted = false
+	}
 }
 
 // end is how a run that is over has ended.
@@ -143,7 +164,7 @@ func delay(before time.Duration, last berth.Exit) time.Duration {
 }
 
 // clear takes away what of a run is in the kernel, whatever was reached, and
-// with --rm all of the container. Each step may be done twice.
+// with --rm all of the container, unless it is to be started again. Each step may be done twice.
 func (s *Service) clear(ctx context.Context, c *berth.Container, r *berth.Run) error {
 	var errs []error
 	// The monitor first, for what it is about to do. One that has written the
@@ -174,7 +195,7 @@ func (s *Service) clear(ctx context.Context, c *berth.Container, r *berth.Run) e
 		return fmt.Errorf("clean up after container %s: %w", c.Name, err)
 	}
 	crash.Point("container.unbundled")
-	if c.AutoRemove {
+	if c.AutoRemove && !c.Wanted {
 		// Before its run, without which nobody would know that it has ended.
 		if err := s.forget(ctx, c); err != nil {
 			return err

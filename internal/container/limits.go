@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"strings"
 
 	"berth"
 	"berth/internal/cgroup"
+	"berth/internal/crash"
 )
 
 // Update changes a container's limits and its restart policy, now if it runs and
@@ -36,22 +38,25 @@ func (s *Service) Update(ctx context.Context, ref string, change func(*berth.Con
 	if r == nil {
 		return s.update(ctx, c)
 	}
-	live, err := lifted(before.Limits, c.Limits)
-	if err != nil {
+	if _, err := lifted(r.Limits, c.Limits); err != nil {
 		return fail(err)
 	}
 	if err := s.update(ctx, c); err != nil {
 		return fail(err)
 	}
-	if err := s.limit(ctx, c.ID, live); err != nil {
+	crash.Point("container.unlimited")
+	if err := s.limit(ctx, r, c.Limits); err != nil {
 		// crun leaves what it wrote before the refusal, so the old limits are
 		// written again.
 		back := context.WithoutCancel(ctx)
-		live, _ = lifted(c.Limits, before.Limits) // best effort: what it cannot take away is left to the next start
-		return errors.Join(fail(err), s.update(back, before), s.limit(back, c.ID, live))
+		r.Limits = c.Limits
+		return errors.Join(fail(err), s.update(back, before), s.limit(back, r, before.Limits))
 	}
 	return nil
 }
+
+// limited reports whether a run has the limits that are wanted.
+func limited(c berth.Container, r berth.Run) bool { return reflect.DeepEqual(c.Limits, r.Limits) }
 
 // lifted returns limits as a runtime must be told of them when others held
 // before. No runtime has a word for no shares, but a usual number; of others it
@@ -77,13 +82,15 @@ func lifted(before, now berth.Limits) (berth.Limits, error) {
 	return now, kept
 }
 
-// limit makes the limits of a running container what they are to be.
-func (s *Service) limit(ctx context.Context, id string, l berth.Limits) error {
-	b, err := cgroup.UpdateJSON(l, s.mode)
+// limit makes the limits of a running container what they are to be; what cannot
+// be taken away is left to the next start.
+func (s *Service) limit(ctx context.Context, r *berth.Run, l berth.Limits) error {
+	live, _ := lifted(r.Limits, l)
+	b, err := cgroup.UpdateJSON(live, s.mode)
 	if err != nil {
 		return err
 	}
-	if err := s.runtime.Update(ctx, id, b); err != nil {
+	if err := s.runtime.Update(ctx, r.Container, b); err != nil {
 		// runc says so of a limit of v1 that is below what is used; where the
 		// kernel's own word comes through, it is EBUSY.
 		if text := err.Error(); strings.Contains(text, "unable to set memory limit") || strings.Contains(text, "busy") {
@@ -91,5 +98,10 @@ func (s *Service) limit(ctx context.Context, id string, l berth.Limits) error {
 		}
 		return err
 	}
-	return s.group(id).Throttle(l)
+	if err := s.group(r.Container).Throttle(live); err != nil {
+		return err
+	}
+	crash.Point("container.limited")
+	r.Limits = l
+	return s.putRun(ctx, *r)
 }

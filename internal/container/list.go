@@ -35,7 +35,7 @@ func (s *Service) List(ctx context.Context) ([]Detail, error) {
 	out := make([]Detail, len(all))
 	for i, c := range all {
 		out[i] = Detail{Container: c, Run: runs[c.ID]}
-		s.judge(&out[i])
+		s.judge(ctx, &out[i])
 	}
 	return out, err
 }
@@ -60,17 +60,24 @@ func (s *Service) records(ctx context.Context) (all []berth.Container, runs map[
 func (s *Service) Inspect(ctx context.Context, ref string) (Detail, error) {
 	c, r, err := s.find(ctx, ref)
 	d := Detail{Container: c, Run: deref(r)}
-	s.judge(&d)
+	s.judge(ctx, &d)
 	return d, err
 }
 
 // judge says where a container stands, also one that has just ended.
-func (s *Service) judge(d *Detail) {
+func (s *Service) judge(ctx context.Context, d *Detail) {
 	d.State = s.state(d.Container, d.Run)
+	if d.State == Dead {
+		// Or it was taken away since the record was read, and started again.
+		if c, r, err := s.find(ctx, d.ID); err == nil && deref(r).Monitor != d.Run.Monitor {
+			d.Container, d.Run = c, deref(r)
+			d.State = s.state(d.Container, d.Run)
+		}
+	}
 	if d.Run.Container != "" && d.State == Exited && s.dead(d.Run) {
 		s.tools()
-		d.Last, d.Run = s.end(d.Run), berth.Run{}
-		d.Wanted = d.Wanted && restarts(d.Container)
+		s.conclude(&d.Container, d.Run)
+		d.Run = berth.Run{}
 		d.State = s.state(d.Container, d.Run)
 	}
 }

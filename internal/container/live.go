@@ -45,8 +45,8 @@ func (s *Service) change(ctx context.Context, ref, what string, wish func(*berth
 	if r == nil {
 		return nil
 	}
-	if err := act(&c, r); err != nil {
-		return errors.Join(fail(err), s.update(context.WithoutCancel(ctx), before))
+	if err := act(&c, r); err != nil { // it says what was done to which sandbox
+		return errors.Join(err, s.update(context.WithoutCancel(ctx), before))
 	}
 	return nil
 }
@@ -64,7 +64,8 @@ func (s *Service) Connect(ctx context.Context, ref string, a berth.Attachment) (
 		if ep, err = s.o.Networks.Connect(ctx, r.Sandbox, a); err != nil {
 			return err
 		}
-		return s.rename(ctx, c, r)
+		c.Net.Networks[len(c.Net.Networks)-1].Had = had(ep)
+		return errors.Join(s.update(ctx, *c), s.rename(ctx, c, r))
 	})
 	return ep, err
 }
@@ -90,10 +91,13 @@ func (s *Service) Disconnect(ctx context.Context, ref, network string) error {
 // rename writes a running container's names anew.
 func (s *Service) rename(ctx context.Context, c *berth.Container, r *berth.Run) error {
 	eps, err := s.o.Networks.Endpoints(ctx, r.Sandbox)
-	if err != nil {
-		return err
+	if err == nil {
+		err = s.writeNames(c, eps)
 	}
-	return s.writeNames(c, eps)
+	if err != nil {
+		return fmt.Errorf("write the names of container %s: %w", c.Name, err)
+	}
+	return nil
 }
 
 // Publish publishes ports of a container, now if it runs and whenever it is

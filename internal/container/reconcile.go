@@ -25,6 +25,9 @@ func (s *Service) Check(ctx context.Context) ([]string, error) {
 // would have.
 func (s *Service) Reconcile(ctx context.Context) ([]string, error) {
 	told, err := s.each(ctx, func(c berth.Container, r *berth.Run) error {
+		if r != nil && !s.over(*r) {
+			return s.limit(ctx, r, c.Limits)
+		}
 		if r != nil {
 			if err := s.settle(ctx, &c, r); err != nil {
 				return err
@@ -76,7 +79,7 @@ func (s *Service) each(ctx context.Context, fn func(berth.Container, *berth.Run)
 // fault says what is wrong with a container that is locked; "" if nothing is.
 func (s *Service) fault(c berth.Container, r *berth.Run) string {
 	switch {
-	case r == nil && s.state(c, berth.Run{}) == Restarting && oci.Keeper(s.bundle(c.ID)).Pid == 0:
+	case r == nil && s.state(c, berth.Run{}) == Restarting && !s.kept(c):
 		return "nobody is left to start it again"
 	case r == nil:
 		return ""
@@ -86,6 +89,8 @@ func (s *Service) fault(c berth.Container, r *berth.Run) string {
 		return "it has ended and was not taken away"
 	case s.dead(*r):
 		return "its monitor is dead"
+	case !limited(c, *r):
+		return "it has not the limits that are wanted"
 	}
 	return ""
 }

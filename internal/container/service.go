@@ -145,12 +145,16 @@ func (s *Service) lock(ctx context.Context, id string) (unlock func(), err error
 	}, nil
 }
 
+// ErrNone is that there is no such container. What matches it matches
+// [berth.ErrNotFound] too.
+var ErrNone = errors.New("no such container")
+
 // find returns a container by name or id, and its run, if it has one.
 func (s *Service) find(ctx context.Context, ref string) (c berth.Container, r *berth.Run, err error) {
 	err = s.store.View(ctx, func(tx *store.Tx) error {
 		if c, err = tx.Container(ref); err != nil {
 			if errors.Is(err, berth.ErrNotFound) {
-				return fmt.Errorf("no such container: %w", err)
+				return fmt.Errorf("%w: %w", ErrNone, err)
 			}
 			return err
 		}

@@ -21,7 +21,7 @@ func (s *Service) Stop(ctx context.Context, ref string, signal syscall.Signal, s
 	if err != nil {
 		return err
 	}
-	c.Wanted = false
+	c.Wanted, c.Again = false, berth.Running{}
 	err = s.update(ctx, c)
 	keeper := oci.Keeper(s.bundle(c.ID))
 	if r == nil {
@@ -32,6 +32,35 @@ func (s *Service) Stop(ctx context.Context, ref string, signal syscall.Signal, s
 	if err != nil || r == nil {
 		return errors.Join(err, s.calledOff(ctx, keeper))
 	}
+	return s.quit(ctx, c, *r, signal, seconds)
+}
+
+// Restart ends a container as Stop does and starts it again. It stays wanted
+// meanwhile: with --rm it is not removed, and should this process be killed,
+// somebody else starts it.
+func (s *Service) Restart(ctx context.Context, ref string, signal syscall.Signal, seconds *int) error {
+	c, r, unlock, err := s.locked(ctx, ref)
+	if err != nil {
+		return err
+	}
+	if r != nil {
+		c.Wanted, c.Again = true, oci.Identify(os.Getpid())
+		err = s.update(ctx, c)
+	}
+	unlock()
+	crash.Point("container.again")
+	if r != nil && err == nil {
+		err = s.quit(ctx, c, *r, signal, seconds)
+	}
+	if err != nil {
+		return err
+	}
+	_, err = s.Start(ctx, c.ID, nil)
+	return err
+}
+
+// quit ends a run: by a signal, and after a while by SIGKILL.
+func (s *Service) quit(ctx context.Context, c berth.Container, r berth.Run, signal syscall.Signal, seconds *int) (err error) {
 	if signal == 0 {
 		if signal, err = stopSignal(c); err != nil {
 			return err
@@ -53,11 +82,11 @@ func (s *Service) Stop(ctx context.Context, ref string, signal syscall.Signal, s
 		if err := s.runtime.Kill(ctx, c.ID, signal, false); err != nil && oci.Alive(r.First) {
 			return fmt.Errorf("stop container %s: %w", c.Name, err)
 		}
-		if over, err := s.past(ctx, *r, wait); over || err != nil {
+		if over, err := s.past(ctx, r, wait); over || err != nil {
 			return err
 		}
 	}
-	return s.kill(ctx, c, *r)
+	return s.kill(ctx, c, r)
 }
 
 // kill ends a container at once, and waits until it has gone.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
@@ -45,7 +46,7 @@ func (s *Service) start(ctx context.Context, c *berth.Container, ready func(bund
 		return nil
 	}
 	s.Forget(c.ID)
-	c.Wanted = false
+	c.Wanted, c.Again = false, berth.Running{}
 	c.Last = berth.Exit{Code: failureCode(err), Error: err.Error(), Finished: time.Now().UTC()}
 	// What was asked for may have ended with ctx; what is left must go all the
 	// same.
@@ -131,8 +132,11 @@ func (s *Service) raise(ctx context.Context, c *berth.Container, r *berth.Run, r
 		return err
 	}
 	crash.Point("container.started")
-	r.Started = time.Now().UTC()
-	c.Wanted, c.Last = true, berth.Exit{}
+	r.Started, r.Limits = time.Now().UTC(), c.Limits
+	for i, ep := range w.eps {
+		c.Net.Networks[i].Had = had(ep)
+	}
+	c.Wanted, c.Again, c.Last = true, berth.Running{}, berth.Exit{}
 	return s.store.Update(ctx, func(tx *store.Tx) error {
 		return errors.Join(tx.PutRun(*r), tx.PutContainer(*c))
 	})
@@ -189,6 +193,14 @@ func (s *Service) connect(ctx context.Context, c *berth.Container, r *berth.Run)
 		_, err = s.o.Networks.Publish(ctx, r.Sandbox, c.Net.Ports, PublishChoice{})
 	}
 	return eps, err
+}
+
+// had are an endpoint's addresses as an attachment keeps them.
+func had(ep Endpoint) (addrs []netip.Addr) {
+	for _, a := range ep.Addrs {
+		addrs = append(addrs, a.Addr())
+	}
+	return addrs
 }
 
 // prepare writes the bundle: what the runtime reads, and the files that are laid

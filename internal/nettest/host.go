@@ -20,9 +20,11 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -196,8 +198,11 @@ func (h *Host) stop() []string {
 
 // endProcesses kills what sees the host's /run; that is ours alone, so nothing
 // else can be meant. The mount namespace does not tell: ip-netns(8) runs what it
-// runs in a copy.
+// runs in a copy. A container's processes see another root; they are in a cgroup
+// of its id.
 func (h *Host) endProcesses() (ended []string) {
+	groups := h.groups()
+	defer removeGroups(groups)
 	var own, other unix.Stat_t
 	if err := unix.Stat(h.Path("/run"), &own); err != nil {
 		return nil
@@ -216,7 +221,8 @@ func (h *Host) endProcesses() (ended []string) {
 			continue
 		}
 		// The pid is held by fd from here on: it cannot come to mean another.
-		if err := unix.Stat(dir+"/root/run", &other); err == nil && other.Dev == own.Dev {
+		err = unix.Stat(dir+"/root/run", &other)
+		if err == nil && other.Dev == own.Dev || inGroup(dir, groups) {
 			line, _ := os.ReadFile(dir + "/cmdline") // only for the report
 			ended = append(ended, strings.TrimSpace(strings.ReplaceAll(string(line), "\x00", " ")))
 			unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0) // best effort: it may have ended
@@ -224,6 +230,34 @@ func (h *Host) endProcesses() (ended []string) {
 		unix.Close(fd)
 	}
 	return ended
+}
+
+// groups are the cgroups of the containers that Berth has in the host.
+func (h *Host) groups() (paths []string) {
+	found, _ := filepath.Glob(h.Path("/run/berth/containers/*")) // its pattern is right
+	for _, dir := range found {
+		paths = append(paths, "/berth/"+filepath.Base(dir))
+	}
+	return paths
+}
+
+// inGroup reports whether a process, a directory of /proc, is in a cgroup.
+func inGroup(dir string, groups []string) bool {
+	own, _ := os.ReadFile(dir + "/cgroup") // one that has ended is in none
+	return slices.ContainsFunc(groups, func(g string) bool { return strings.Contains(string(own), g) })
+}
+
+// removeGroups removes cgroups whose processes are ending.
+func removeGroups(groups []string) {
+	deadline := time.Now().Add(5 * time.Second)
+	for _, g := range groups {
+		v1, _ := filepath.Glob("/sys/fs/cgroup/*" + g)
+		for _, dir := range append(v1, "/sys/fs/cgroup"+g) {
+			for unix.Rmdir(dir) == unix.EBUSY && time.Now().Before(deadline) {
+				runtime.Gosched()
+			}
+		}
+	}
 }
 
 // Pid is the process that holds the host's namespaces.

@@ -72,11 +72,26 @@ func TestHostIsApart(t *testing.T) {
 	}
 }
 
-// Also those that went on into namespaces of their own, as with ip-netns(8).
+// Also those that went on into namespaces of their own, as with ip-netns(8), and
+// those of containers, which have a /run of their own.
 func TestHostEndsWithItsProcesses(t *testing.T) {
+	group := "/sys/fs/cgroup/pids/berth"
+	if _, err := os.Stat("/sys/fs/cgroup/pids"); err != nil {
+		group = "/sys/fs/cgroup/berth"
+	}
+	group = fmt.Sprintf("%s/nettest-%d", group, os.Getpid())
+	t.Cleanup(func() {
+		if err := os.Remove(group); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("the cgroup stayed: %v", err)
+		}
+		os.Remove(filepath.Dir(group)) // others may be in it
+	})
+	contain := fmt.Sprintf(`set -e; mkdir -p %[1]s /run/berth/containers/%[2]s; echo $$ >%[1]s/cgroup.procs
+		exec unshare --mount sh -ec 'mount -t tmpfs none /run; exec cat'`, group, filepath.Base(group))
 	for name, in := range map[string][]string{
 		"in the host":          {"cat"},
 		"in a namespace of it": {"ip", "netns", "exec", "ns1", "cat"},
+		"in a container of it": {"sh", "-c", contain},
 	} {
 		t.Run(name, func(t *testing.T) { endsWithHost(t, in...) })
 	}

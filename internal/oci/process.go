@@ -48,6 +48,16 @@ func Alive(p berth.Running) bool {
 	return err == nil && s == p.Since
 }
 
+// ShuttingDown reports whether this host's systemd ends what still runs.
+// Containers and monitors are in cgroups of no unit: what ends them is the
+// SIGTERM to all processes of systemd-shutdown(8), which pid 1 has become by
+// then. It waits until they have ended, and for one that was started after its
+// signal until it loses patience.
+func ShuttingDown() bool {
+	name, _ := os.ReadFile("/proc/1/comm")     // there is one as long as there is a /proc
+	return string(name) == "systemd-shutdow\n" // 15 bytes, proc(5)
+}
+
 // Signal sends a process a signal. One that has ended is no error.
 func Signal(p berth.Running, signal syscall.Signal) error {
 	fd, err := unix.PidfdOpen(p.Pid, 0)

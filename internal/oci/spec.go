@@ -122,8 +122,13 @@ func process(c berth.Container, h Host, caps []string) (*specs.Process, error) {
 	// Said, because it would be the caller's otherwise: a service manager may
 	// have made itself hard to kill.
 	adjust := 0
+	var size *specs.Box
+	if c.Process.Terminal && c.Process.Rows != 0 && c.Process.Columns != 0 {
+		size = &specs.Box{Height: uint(c.Process.Rows), Width: uint(c.Process.Columns)}
+	}
 	return &specs.Process{
 		Terminal:        c.Process.Terminal,
+		ConsoleSize:     size,
 		User:            specUser(h.User),
 		Args:            args,
 		Env:             env,
