@@ -13,15 +13,20 @@ type Container struct {
 	Name    string    `json:"name"`
 	Created time.Time `json:"created"`
 
-	// Rootfs is the directory that is the container's "/", or "host": this
-	// host's own programs, copy-on-write.
-	Rootfs string `json:"rootfs"`
+	// Image is the name of the image whose files it sees, copy-on-write, as its
+	// user gave it, and ImageID the digest of that image's configuration.
+	Image   string `json:"image,omitempty"`
+	ImageID string `json:"imageID,omitempty"`
+	// Rootfs, of a container without an image, is the directory that is its "/",
+	// or "host": this host's own programs, copy-on-write.
+	Rootfs string `json:"rootfs,omitempty"`
 	// Expose are paths of the host that a container of Rootfs "host" sees too.
 	Expose   []string `json:"expose,omitempty"`
 	ReadOnly bool     `json:"readOnly,omitempty"` // of "/"
 
 	Process  Process           `json:"process"`
 	Mounts   []Mount           `json:"mounts,omitempty"`
+	Volumes  []string          `json:"volumes,omitempty"` // directories of the image that stay writable when "/" is not
 	Devices  []Device          `json:"devices,omitempty"`
 	Sysctls  map[string]string `json:"sysctls,omitempty"`
 	ShmSize  int64             `json:"shmSize,omitempty"` // bytes; 0: 64 MiB
@@ -136,6 +141,8 @@ type Net struct {
 	Mode     string       `json:"mode,omitempty"`
 	Networks []Attachment `json:"networks,omitempty"`
 	Ports    []PortSpec   `json:"ports,omitempty"`
+	// Exposed are the ports that it says it listens on: 80/tcp.
+	Exposed []string `json:"exposed,omitempty"`
 
 	DNS        []netip.Addr `json:"dns,omitempty"`
 	DNSSearch  []string     `json:"dnsSearch,omitempty"`
