@@ -46,7 +46,7 @@ func (p *program) service(w wires) (*container.Service, error) {
 		return nil, err
 	}
 	return container.Open(container.Options{
-		Root: root, Run: run, Runtime: os.Getenv("BERTH_RUNTIME"), Networks: w,
+		Root: root, Run: run, Runtime: os.Getenv("BERTH_RUNTIME"), Networks: w, Images: layers{p}, Notice: p.note,
 		OnExit: []string{self, "--root", root, "--run", run, endedCommand},
 	})
 }

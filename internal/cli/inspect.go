@@ -49,6 +49,7 @@ type configJSON struct {
 	Env                       []string
 	Cmd                       []string
 	Image                     string
+	Volumes                   map[string]struct{} `json:",omitempty"`
 	WorkingDir                string
 	Entrypoint                []string
 	Labels                    map[string]string
@@ -128,8 +129,8 @@ type (
 func containerAsJSON(d containerDetail, networks map[string]berth.Network) wholeJSON {
 	words := slices.Concat(d.Process.Entrypoint, d.Process.Command)
 	j := wholeJSON{
-		ID: d.ID, Created: d.Created, Args: []string{}, State: stateAsJSON(d), Image: d.Rootfs, LogPath: d.LogPath, Name: "/" + d.Name,
-		RestartCount: d.RestartCount, Driver: rootDriver(d.Rootfs), Platform: "linux", HostConfig: hostConfigAsJSON(d.Container), Mounts: []mountJSON{},
+		ID: d.ID, Created: d.Created, Args: []string{}, State: stateAsJSON(d), Image: cmp.Or(d.ImageID, d.Rootfs), LogPath: d.LogPath, Name: "/" + d.Name,
+		RestartCount: d.RestartCount, Driver: rootDriver(d.Container), Platform: "linux", HostConfig: hostConfigAsJSON(d.Container), Mounts: []mountJSON{},
 		Config: configAsJSON(d.Container), NetworkSettings: settingsAsJSON(d.Endpoints, networks),
 	}
 	if len(words) > 0 {
@@ -145,8 +146,11 @@ func containerAsJSON(d containerDetail, networks map[string]berth.Network) whole
 }
 
 // rootDriver is what "/" is made of.
-func rootDriver(rootfs string) string {
-	if rootfs == "host" {
+func rootDriver(c berth.Container) string {
+	switch {
+	case c.Image != "":
+		return "overlay2"
+	case c.Rootfs == "host":
 		return "overlay"
 	}
 	return "dir"
@@ -171,15 +175,23 @@ func stateAsJSON(d containerDetail) stateOfJSON {
 func configAsJSON(c berth.Container) configJSON {
 	return configJSON{
 		Hostname: c.Hostname, User: c.Process.User, AttachStdin: c.Process.Stdin, Tty: c.Process.Terminal, OpenStdin: c.Process.Stdin, StdinOnce: c.Process.Stdin,
-		ExposedPorts: exposedPorts(c.Net.Ports), Env: list0(c.Process.Env), Cmd: list0(c.Process.Command), Image: c.Rootfs, WorkingDir: cmp.Or(c.Process.Dir, "/"),
+		ExposedPorts: exposedPorts(c.Net), Env: list0(c.Process.Env), Cmd: list0(c.Process.Command), Image: cmp.Or(c.Image, c.Rootfs), Volumes: set(c.Volumes), WorkingDir: cmp.Or(c.Process.Dir, "/"),
 		Entrypoint: c.Process.Entrypoint, Labels: notNil(c.Labels), StopSignal: c.StopSignal, StopTimeout: c.StopTimeout,
 	}
 }
 
-func exposedPorts(specs []berth.PortSpec) map[string]struct{} {
-	out := map[string]struct{}{}
-	for _, s := range specs {
+func exposedPorts(n berth.Net) map[string]struct{} {
+	out := set(n.Exposed)
+	for _, s := range n.Ports {
 		out[fmt.Sprintf("%d/%s", s.Port, s.Protocol)] = struct{}{}
+	}
+	return out
+}
+
+func set(words []string) map[string]struct{} {
+	out := map[string]struct{}{}
+	for _, w := range words {
+		out[w] = struct{}{}
 	}
 	return out
 }

@@ -14,6 +14,7 @@ import (
 
 	"berth"
 	"berth/engine"
+	"berth/internal/image"
 )
 
 // A containerDetail is a container, how it is, and how it is connected.
@@ -122,6 +123,9 @@ var containerFilters = filters[containerDetail]{
 	"publish": func(c containerDetail, v string) bool {
 		return c.hasPort(v, func(x berth.Port) uint16 { return x.HostPort })
 	},
+	"ancestor": func(c containerDetail, v string) bool {
+		return c.Image != "" && (c.Image == v || image.Same(c.Image, v) || strings.HasPrefix(strings.TrimPrefix(c.ImageID, "sha256:"), strings.TrimPrefix(v, "sha256:")))
+	},
 	"expose": func(c containerDetail, v string) bool {
 		return c.hasPort(v, func(x berth.Port) uint16 { return x.To.Port() })
 	},
@@ -182,7 +186,7 @@ func containerAsRow(c containerDetail, now time.Time, whole bool) containerRow {
 	}
 	return containerRow{
 		Command: strconv.Quote(ellipsis(command, 20, whole)), CreatedAt: c.Created.Format("2006-01-02 15:04:05 -0700 MST"),
-		ID: short(c.ID, whole), Image: c.Rootfs, Labels: labelsText(c.Labels), LocalVolumes: "0", Mounts: strings.Join(mounts, ","),
+		ID: short(c.ID, whole), Image: cmp.Or(c.Image, c.Rootfs), Labels: labelsText(c.Labels), LocalVolumes: "0", Mounts: strings.Join(mounts, ","),
 		Names: c.Name, Networks: strings.Join(c.networks(), ","), Ports: portsText(ports), RunningFor: ago(now.Sub(c.Created)) + " ago",
 		State: c.State, Status: status(c, now), labelled: c.Labels,
 	}

@@ -18,7 +18,8 @@ type verdict struct {
 const (
 	windows       = "it is about Windows"
 	swarm         = "it is about Swarm, and there is one host"
-	imagesLater   = "images come with a later version"
+	noTrust       = "no registry is asked for signatures: a digest in the name pins an image"
+	onePlatform   = "an image is here for one platform: 'berth pull --platform' brings another in its place"
 	linkLocal     = "the kernel gives an interface its link-local address"
 	noHealth      = "nothing of Berth runs that could look after a container"
 	noCheckpoints = "no checkpoints are made"
@@ -36,7 +37,7 @@ var verdicts = map[string][]verdict{
 	"run":     ofRun,
 	"create":  ofRun,
 	"update":  ofUpdate,
-	"ps":      {{flag: "filter", short: "f", differs: "keys: id, name, label, status, exited, network, publish, expose"}, {flag: "size", short: "s", refused: noSizes}},
+	"ps":      {{flag: "filter", short: "f", differs: "keys: id, name, label, status, exited, network, publish, expose, ancestor (without what was built on it)"}, {flag: "size", short: "s", refused: noSizes}},
 	"inspect": {{flag: "size", short: "s", refused: noSizes}, {flag: "type", refused: "it shows containers: 'berth network inspect' and 'berth sandbox inspect' show the others"}},
 	"logs":    {{flag: "details", refused: "a line has no labels"}},
 	"rm":      {{flag: "volumes", short: "v", differs: "there are no anonymous volumes: it has nothing to do"}, {flag: "link", short: "l", refused: noLinks}},
@@ -56,7 +57,22 @@ var verdicts = map[string][]verdict{
 	},
 	"network inspect": {{flag: "verbose", short: "v", refused: swarm}},
 	"network rm":      {{flag: "force", short: "f", differs: "disconnects what is connected; Docker means: no error if there is none"}},
-	"network prune":   {{flag: "filter", differs: "keys: as of network ls; no until"}},
+	"pull": {
+		{flag: "all-tags", short: "a", refused: "name the tags one by one"},
+		{flag: "disable-content-trust", refused: noTrust},
+	},
+	"images": {
+		{flag: "all", short: "a", differs: "the same as without: no image is hidden"}, {flag: "filter", short: "f", differs: "keys: before, dangling, label, reference, since"},
+		{flag: "tree", refused: "an image is here for one platform"},
+	},
+	"rmi":           {{flag: "no-prune", refused: "there are no untagged parents"}, {flag: "platform", refused: onePlatform}},
+	"save":          {{flag: "platform", refused: onePlatform}},
+	"load":          {{flag: "platform", refused: "of an archive of several platforms this machine's is loaded"}},
+	"import":        {{flag: "platform", refused: "it is for this machine"}},
+	"history":       {{flag: "platform", refused: onePlatform}},
+	"image inspect": {{flag: "platform", refused: onePlatform}},
+	"image prune":   {{flag: "filter", refused: "'berth rmi' takes names and ids, 'berth images --filter' finds them"}},
+	"network prune": {{flag: "filter", differs: "keys: as of network ls; no until"}},
 }
 
 var ofUpdate = []verdict{
@@ -70,7 +86,7 @@ var ofUpdate = []verdict{
 var ofRun = []verdict{
 	{flag: "device", differs: "a node or a directory of them: no pattern and no CDI name"},
 	{flag: "cap-drop", differs: "holds with --privileged too, where Docker ignores it"},
-	{flag: "expose", differs: "a port goes with --publish-all; with --rootfs host a value that begins with / is a path of the host that is seen inside"},
+	{flag: "expose", differs: "without an image it goes with --publish-all; with --rootfs host a value that begins with / is a path of the host that is seen inside"},
 	{flag: "ip", differs: everyNetwork}, {flag: "ip6", differs: everyNetwork}, {flag: "network-alias", differs: everyNetwork},
 	{flag: "label-file", differs: "a name alone is a label without a value; Docker leaves it out"},
 	{flag: "log-driver", differs: "k8s-file only, which the monitor writes"},
@@ -78,7 +94,7 @@ var ofRun = []verdict{
 	{flag: "mount", differs: "bind (recursive or not) and tmpfs; no volumes"},
 	{flag: "network", differs: "also ns:PATH; of driver-opt only com.docker.network.endpoint.ifname; several in one command, and of any kind"},
 	{flag: "publish", short: "p", differs: "the short form only; with --network none, host, container: or ns: it is an error, not a warning"},
-	{flag: "publish-all", short: "P", differs: "the ports of --expose, without which it is refused"},
+	{flag: "publish-all", short: "P", differs: "without an image, the ports of --expose, without which it is refused"},
 	{flag: "security-opt", differs: "no-new-privileges, seccomp and apparmor"},
 	{flag: "volume", short: "v", differs: "a path of the host: no volumes; options ro, rw and the propagation"},
 
@@ -93,8 +109,7 @@ var ofRun = []verdict{
 	{flag: "device-cgroup-rule", refused: "--device names a device, and opens it"},
 	{flag: "device-read-iops", refused: "a rate is limited in bytes: --device-read-bps"},
 	{flag: "device-write-iops", refused: "a rate is limited in bytes: --device-write-bps"},
-	{flag: "disable-content-trust", refused: imagesLater}, {flag: "platform", refused: imagesLater}, {flag: "pull", refused: imagesLater},
-	{flag: "quiet", short: "q", refused: imagesLater},
+	{flag: "disable-content-trust", refused: noTrust},
 	{flag: "domainname", refused: "give the whole name: --hostname NAME.DOMAIN"},
 	{flag: "gpus", refused: "no driver is handed in: --device names nodes one by one"},
 	{flag: "health-cmd", refused: noHealth}, {flag: "health-interval", refused: noHealth}, {flag: "health-retries", refused: noHealth},
@@ -107,7 +122,7 @@ var ofRun = []verdict{
 	{flag: "oom-kill-disable", refused: "without memory it would hang, and cgroup v2 has it not"},
 	{flag: "oom-score-adj", refused: "--memory says when it ends for want of memory, and nothing of the host ends with it"},
 	{flag: "runtime", refused: "the host has one for all: 'berth info' names it"},
-	{flag: "storage-opt", refused: "the root file system is the directory of --rootfs"},
+	{flag: "storage-opt", refused: "what a container writes lies on the file system of /var/lib/berth: --rootfs DIR on one of a size of its own bounds it"},
 	{flag: "use-api-socket", refused: "there is no Docker to talk to"},
 	{flag: "userns", refused: "no user namespace is made"},
 	{flag: "uts", refused: "each container has a host name of its own"},

@@ -76,7 +76,9 @@ Environment: BERTH_ROOT, BERTH_RUN and BERTH_CONFIG stand for --root, --run and
 --config.
 
 Configuration: {"pools": [{"base": "10.0.0.0/8", "size": 24}]} says where
-subnets come from, in place of Docker's pools.`,
+subnets come from, in place of Docker's pools; "registry-mirrors": [HOST, …] are
+asked for what is on Docker Hub, and "insecure-registries": [HOST, …] may speak
+plain http or have a certificate that nobody vouches for.`,
 		Example: `  berth network create front
   berth sandbox create web
   berth network connect front web
@@ -95,6 +97,7 @@ subnets come from, in place of Docker's pools.`,
 	root.SetVersionTemplate("{{.Version}}\n")
 	root.AddCommand(p.network(), p.sandbox(), p.publish(), p.unpublish(), p.port(), p.check(), p.reconcile(), p.info(), p.version(), demo.Command())
 	root.AddCommand(p.containerCommands()...)
+	root.AddCommand(p.imageCommands()...)
 	arguments(root)
 	return root
 }
@@ -138,10 +141,11 @@ func (p *program) open(ctx context.Context) (*engine.Engine, error) {
 	if p.debug {
 		o.Log = slog.New(slog.NewTextHandler(p.err, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
-	var err error
-	if o.Pools, err = readConfig(cmp.Or(p.config, os.Getenv("BERTH_CONFIG"))); err != nil {
+	c, err := readConfig(cmp.Or(p.config, os.Getenv("BERTH_CONFIG")))
+	if err != nil {
 		return nil, err
 	}
+	o.Pools = c.pools()
 	return engine.Open(ctx, o)
 }
 

@@ -19,8 +19,8 @@ func (p *program) runCommand() *cobra.Command {
 	var f runFlags
 	var o runOnlyFlags
 	cmd := &cobra.Command{
-		Use: "run [flags] --rootfs DIR|host [COMMAND…]", Short: "Run a command in a new container",
-		Example: "  berth run -d --name web -p 8888:80 --rootfs /srv/web httpd -f\n  berth run --rm -it --rootfs /srv/web sh",
+		Use: "run [flags] IMAGE|--rootfs DIR|--rootfs host [COMMAND…]", Short: "Run a command in a new container",
+		Example: "  berth run -d --name web -p 8888:80 nginx\n  berth run --rm -it busybox sh\n  berth run --rm --rootfs host python3 -c 'print(1)'",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := f.container(args)
 			if err != nil {
@@ -31,7 +31,7 @@ func (p *program) runCommand() *cobra.Command {
 				return failExec(err)
 			}
 			return p.containers(cmd.Context(), func(s *container.Service) error {
-				c, err := p.make(cmd.Context(), s, c, f.cidFile)
+				c, err := p.make(cmd.Context(), s, c, &f)
 				if err != nil {
 					return failExec(err)
 				}
@@ -51,7 +51,7 @@ func (p *program) runCommand() *cobra.Command {
 func (p *program) createCommand() *cobra.Command {
 	var f runFlags
 	cmd := &cobra.Command{
-		Use: "create [flags] --rootfs DIR|host [COMMAND…]", Short: "Make a container without starting it",
+		Use: "create [flags] IMAGE|--rootfs DIR|--rootfs host [COMMAND…]", Short: "Make a container without starting it",
 		Example: "  berth create --name web -p 8888:80 --rootfs /srv/web httpd -f",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := f.container(args)
@@ -59,7 +59,7 @@ func (p *program) createCommand() *cobra.Command {
 				return failExec(err)
 			}
 			return p.containers(cmd.Context(), func(s *container.Service) error {
-				c, err := p.make(cmd.Context(), s, c, f.cidFile)
+				c, err := p.make(cmd.Context(), s, c, &f)
 				if err == nil {
 					p.say(c.ID)
 				}
@@ -72,20 +72,19 @@ func (p *program) createCommand() *cobra.Command {
 }
 
 // make records a container and writes its id where it was asked for.
-func (p *program) make(ctx context.Context, s *container.Service, c berth.Container, cidFile string) (berth.Container, error) {
-	if c.Process.Terminal {
-		for _, f := range []*os.File{os.Stdin, os.Stdout} { // docker asks the second only
-			if rows, columns, err := oci.TerminalSize(f); err == nil {
-				c.Process.Rows, c.Process.Columns = rows, columns
-				break
-			}
-		}
+func (p *program) make(ctx context.Context, s *container.Service, c berth.Container, f *runFlags) (berth.Container, error) {
+	create := func() (err error) {
+		c, err = s.Create(ctx, c)
+		return err
 	}
-	c, err := s.Create(ctx, c)
-	if err != nil || cidFile == "" {
+	if c.Image != "" {
+		wish := create
+		create = func() error { return p.ofImage(ctx, &c, f, wish) }
+	}
+	if err := create(); err != nil || f.cidFile == "" {
 		return c, err
 	}
-	if err := writeID(cidFile, c.ID); err != nil {
+	if err := writeID(f.cidFile, c.ID); err != nil {
 		return c, errors.Join(err, s.Remove(ctx, c.ID, false))
 	}
 	return c, nil

@@ -16,11 +16,12 @@ import (
 // and a name and a host name only if they were given.
 type runFlags struct {
 	name, cidFile, rootfs string
-	entrypoint            string
-	interactive, tty      bool
-	env, envFiles         []string
-	dir, user             string
-	groups, ulimits       []string
+	pullFlags
+	entrypoint       string
+	interactive, tty bool
+	env, envFiles    []string
+	dir, user        string
+	groups, ulimits  []string
 
 	volumes, mounts, tmpfs, devices []string
 	shmSize                         string
@@ -50,7 +51,8 @@ func (r *runFlags) flags(cmd *cobra.Command) {
 	r.typed = f.Changed
 	f.SetInterspersed(false)      // what follows the first word is the container's
 	f.Bool("help", false, "this") // without -h, which is --hostname
-	f.StringVar(&r.rootfs, "rootfs", "", "the `directory` that is \"/\" inside, or \"host\": this host's programs, copy-on-write")
+	f.StringVar(&r.rootfs, "rootfs", "", "in place of an image, the `directory` that is \"/\" inside, or \"host\": this host's programs, copy-on-write")
+	r.pullFlags.flags(cmd)
 	f.StringVar(&r.name, "name", "", "`name` of the container")
 	f.StringVar(&r.cidFile, "cidfile", "", "write the id into this `file`, which must not be there")
 	f.BoolVar(&r.remove, "rm", false, "remove the container when it has ended")
@@ -109,41 +111,30 @@ func (r *runFlags) rootFlags(cmd *cobra.Command) {
 	}
 }
 
-// noImages is what an image is told.
-const noImages = "images come with a later version: give --rootfs DIR or --rootfs host"
-
 // container turns the flags and what follows them into a wish.
 func (r *runFlags) container(args []string) (berth.Container, error) {
 	c := berth.Container{
 		Name: r.name, ReadOnly: r.readOnly, Init: r.init, AutoRemove: r.remove, Hostname: r.hostname,
 		Process: berth.Process{Command: args, Terminal: r.tty, Stdin: r.interactive, Groups: r.groups},
 	}
-	switch {
-	case r.rootfs == "" && len(args) > 0:
-		return c, fmt.Errorf("%s: %s", quoted(args[0]), noImages)
-	case r.rootfs == "":
-		return c, errors.New(noImages)
-	case r.name != "":
+	if r.name != "" {
 		if err := berth.ValidName("container", r.name); err != nil {
 			return c, err
 		}
 	}
-	c.Rootfs = r.rootfs
-	var err error
-	if r.rootfs != "host" {
-		if c.Rootfs, err = absolute(r.rootfs); err != nil {
-			return c, fmt.Errorf("--rootfs %w", err)
-		}
+	if err := r.files(&c, args); err != nil {
+		return c, err
 	}
 	for _, part := range []func(*berth.Container) error{r.process, r.root, r.guard, r.life} {
 		if err := part(&c); err != nil {
 			return c, err
 		}
 	}
-	if err := r.limitFlags.apply(&c.Limits); err != nil {
+	err := r.limitFlags.apply(&c.Limits)
+	if err != nil {
 		return c, err
 	}
-	if c.Net, err = r.netFlags.net(); err != nil {
+	if c.Net, err = r.netFlags.net(c.Image != ""); err != nil {
 		return c, err
 	}
 	if c.Expose, err = r.netFlags.paths(r.rootfs); err != nil {
@@ -152,12 +143,37 @@ func (r *runFlags) container(args []string) (berth.Container, error) {
 	return c, nil
 }
 
+// files reads where what it sees comes from: an image, the first word, or
+// --rootfs.
+func (r *runFlags) files(c *berth.Container, args []string) (err error) {
+	switch {
+	case r.rootfs == "" && !r.typed("rootfs"):
+		if len(args) == 0 {
+			return errors.New("no image: name one behind the flags, or give --rootfs DIR or --rootfs host")
+		}
+		c.Image, c.Process.Command = args[0], args[1:]
+		return r.policy()
+	case r.rootfs == "host":
+		c.Rootfs = r.rootfs
+	default:
+		if c.Rootfs, err = absolute(r.rootfs); err != nil {
+			return fmt.Errorf("--rootfs %w", err)
+		}
+	}
+	for _, name := range []string{"pull", "platform"} {
+		if r.typed(name) {
+			return fmt.Errorf("--%s: with --rootfs there is no image", name)
+		}
+	}
+	return nil
+}
+
 func (r *runFlags) process(c *berth.Container) (err error) {
 	p := &c.Process
-	if r.entrypoint != "" {
+	if r.entrypoint != "" || c.Image != "" && r.typed("entrypoint") {
 		p.Entrypoint = []string{r.entrypoint}
 	}
-	if len(p.Entrypoint)+len(p.Command) == 0 {
+	if c.Image == "" && len(p.Entrypoint)+len(p.Command) == 0 {
 		return errors.New("no command: say what to run behind the flags")
 	}
 	if p.Env, err = environment(r.envFiles, r.env); err != nil {

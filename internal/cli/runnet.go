@@ -41,7 +41,7 @@ func (n *netFlags) flags(cmd *cobra.Command) {
 	f.StringVar(&n.mac, "mac-address", "", "Ethernet `address` on the first network")
 	f.StringArrayVar(&n.aliases, "network-alias", nil, "another `name` on the first network")
 	f.StringArrayVarP(&n.publish, "publish", "p", nil, "publish a `port`, as 8888:80, 127.0.0.1:53:53/udp or 8000-8002:80-82")
-	f.BoolVarP(&n.publishAll, "publish-all", "P", false, "publish every port of --expose on a random one")
+	f.BoolVarP(&n.publishAll, "publish-all", "P", false, "publish every port of the image and of --expose on a random one")
 	f.StringArrayVar(&n.expose, "expose", nil, "a `port` or range for --publish-all; with --rootfs host a path that begins with \"/\": it is seen inside, copy-on-write")
 	f.StringArrayVar(&n.dns, "dns", nil, "`address` of a name server")
 	f.StringArrayVar(&n.search, "dns-search", nil, "`domain` to look names up in (. for none)")
@@ -72,7 +72,7 @@ func dockerNames(_ *pflag.FlagSet, name string) pflag.NormalizedName {
 }
 
 // net turns the flags into a wish.
-func (n *netFlags) net() (berth.Net, error) {
+func (n *netFlags) net(image bool) (berth.Net, error) {
 	out, err := parseNetworks(n.networks)
 	if err != nil {
 		return out, err
@@ -88,11 +88,16 @@ func (n *netFlags) net() (berth.Net, error) {
 	if out.Ports, err = portSpecs(n.publish); err != nil {
 		return out, err
 	}
-	exposed, err := n.exposed()
+	exposed, err := n.exposed(image)
 	if err != nil {
 		return out, err
 	}
-	out.Ports = append(out.Ports, exposed...)
+	if n.publishAll {
+		out.Ports = append(out.Ports, exposed...)
+	}
+	for _, x := range exposed {
+		out.Exposed = append(out.Exposed, fmt.Sprintf("%d/%s", x.Port, x.Protocol))
+	}
 	return out, n.names(&out)
 }
 
@@ -171,8 +176,9 @@ func checkAliases(names []string) error {
 	return nil
 }
 
-// exposed are the ports of --publish-all.
-func (n *netFlags) exposed() ([]berth.PortSpec, error) {
+// exposed are the ports of --expose. Without an image they are for
+// --publish-all.
+func (n *netFlags) exposed(image bool) ([]berth.PortSpec, error) {
 	var out []berth.PortSpec
 	ports := slices.DeleteFunc(slices.Clone(n.expose), isPath)
 	for _, w := range ports {
@@ -186,6 +192,7 @@ func (n *netFlags) exposed() ([]berth.PortSpec, error) {
 		out = append(out, specs...)
 	}
 	switch {
+	case image:
 	case n.publishAll && len(ports) == 0:
 		return nil, errors.New("--publish-all: no image says which ports there are: give --expose PORT too")
 	case !n.publishAll && len(ports) > 0:

@@ -1,6 +1,8 @@
 package container
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -12,6 +14,7 @@ import (
 
 	"berth"
 	"berth/internal/cgroup"
+	"berth/internal/crash"
 	"berth/internal/hostroot"
 	"berth/internal/oci"
 )
@@ -20,10 +23,14 @@ import (
 func (s *Service) group(id string) cgroup.Group { return s.mode.Group("/berth/" + id) }
 
 // spec is what the runtime is told of a container whose namespaces are at paths.
-func (s *Service) spec(c *berth.Container, netns, pidns string) (*specs.Spec, error) {
+func (s *Service) spec(ctx context.Context, c *berth.Container, netns, pidns string) (*specs.Spec, error) {
+	root, err := s.root(ctx, c)
+	if err != nil {
+		return nil, err
+	}
 	h := oci.Host{
 		Arch: runtime.GOARCH, Kernel: kernelRelease(), CPUs: runtime.NumCPU(),
-		Rootfs: c.Rootfs, Cgroup: s.group(c.ID).String(), PidNS: pidns,
+		Rootfs: root.Path, Cgroup: s.group(c.ID).String(), PidNS: pidns,
 		Hosts:      filepath.Join(s.dir(c.ID), hostsFile),
 		ResolvConf: filepath.Join(s.dir(c.ID), resolvFile),
 		Hostname:   filepath.Join(s.dir(c.ID), hostnameFile),
@@ -33,23 +40,16 @@ func (s *Service) spec(c *berth.Container, netns, pidns string) (*specs.Spec, er
 	if netns != newNamespace {
 		h.NetNS = netns
 	}
-	if c.Rootfs != hostRoot {
-		if err := look(c, &h); err != nil {
-			return nil, err
-		}
-		return oci.Spec(*c, h)
-	}
-	root, err := hostroot.Mount(s.layers(c.ID), hostroot.Options{Expose: c.Expose, ReadOnly: c.ReadOnly})
+	wish, err := volumes(*c, root.Path)
 	if err != nil {
 		return nil, err
 	}
-	h.Rootfs = root.Path
-	if err := look(c, &h); err != nil {
+	if err := look(&wish, &h); err != nil {
 		return nil, err
 	}
-	spec, err := oci.Spec(*c, h)
-	if err != nil {
-		return nil, err
+	spec, err := oci.Spec(wish, h)
+	if err != nil || c.Rootfs != hostRoot {
+		return spec, err
 	}
 	spec.Linux.MaskedPaths = append(spec.Linux.MaskedPaths, root.Masked...)
 	spec.Mounts = slices.DeleteFunc(spec.Mounts, func(m specs.Mount) bool { return m.Type == "sysfs" })
@@ -97,8 +97,69 @@ func look(c *berth.Container, h *oci.Host) (err error) {
 // programs.
 const hostRoot = "host"
 
-// layers is where a container of hostRoot keeps what it writes.
-func (s *Service) layers(id string) string { return filepath.Join(s.dir(id), "host") }
+// layers is where a container whose root is made for it keeps what it writes.
+func (s *Service) layers(id string) string { return filepath.Join(s.dir(id), "root") }
+
+// made reports whether a container's root is made for it.
+func made(c *berth.Container) bool { return c.Rootfs == hostRoot || c.ImageID != "" }
+
+// root mounts what is a container's "/".
+func (s *Service) root(ctx context.Context, c *berth.Container) (hostroot.Root, error) {
+	switch {
+	case c.ImageID != "":
+		path, err := s.imageRoot(ctx, c)
+		return hostroot.Root{Path: path}, err
+	case c.Rootfs == hostRoot:
+		return hostroot.Mount(s.layers(c.ID), hostroot.Options{Expose: c.Expose, ReadOnly: c.ReadOnly})
+	}
+	return hostroot.Root{Path: c.Rootfs}, nil
+}
+
+// imageRoot mounts the layers of a container's image, or copies them once where
+// that cannot be.
+func (s *Service) imageRoot(ctx context.Context, c *berth.Container) (string, error) {
+	whole := s.copied(c.ID)
+	if exists(whole) {
+		return whole, nil
+	}
+	lower, err := s.o.Images.Lower(ctx, c.ImageID)
+	if err != nil {
+		return "", err
+	}
+	path, err := hostroot.MountImage(s.layers(c.ID), lower)
+	if !errors.Is(err, berth.ErrUnsupported) {
+		return path, err
+	}
+	s.o.Notice(fmt.Sprintf("the files of image %s are copied for container %s: %v", c.Image, c.Name, err))
+	fresh := whole + ".new" // renamed when it is whole
+	if err := errors.Join(os.RemoveAll(fresh), s.o.Images.Copy(ctx, c.ImageID, fresh)); err != nil {
+		return "", err
+	}
+	crash.Point("container.copied")
+	return whole, os.Rename(fresh, whole)
+}
+
+// copied is where the files of a container's image are, if they were copied.
+func (s *Service) copied(id string) string { return filepath.Join(s.layers(id), "copy") }
+
+// volumes adds to a container the directories that its image wants writable: in
+// a root that is read-only each is laid over itself. They live and end with the
+// container, as all that it writes.
+func volumes(c berth.Container, root string) (berth.Container, error) {
+	if !c.ReadOnly || len(c.Volumes) == 0 {
+		return c, nil
+	}
+	var list []berth.Mount
+	for _, v := range c.Volumes {
+		source, err := hostroot.Directory(root, v)
+		if err != nil {
+			return c, fmt.Errorf("volume %s of image %s: %w", v, c.Image, err)
+		}
+		list = append(list, berth.Mount{Type: "bind", Source: source, Target: v})
+	}
+	c.Mounts = append(list, c.Mounts...)
+	return c, nil
+}
 
 // boxed refuses what would open a container of hostRoot to the host
 // (docs/decisions/0013).

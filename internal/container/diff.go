@@ -1,6 +1,7 @@
 package container
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 
@@ -8,18 +9,26 @@ import (
 	"berth/internal/hostroot"
 )
 
-// Diff lists what a container of Rootfs "host" has changed. Its error matches
+// Diff lists what a container of an image, or of Rootfs "host", has changed. Its error matches
 // [berth.ErrInvalid] for one of a directory, which it writes into itself.
 func (s *Service) Diff(ctx context.Context, ref string) ([]hostroot.Change, error) {
 	c, _, err := s.find(ctx, ref)
 	if err != nil {
 		return nil, err
 	}
-	if c.Rootfs != "host" {
-		return nil, fmt.Errorf("diff of container %s: it writes into %s itself, and what was there before is not kept: only --rootfs host has a copy to compare: %w",
-			c.Name, c.Rootfs, berth.ErrInvalid)
+	var changes []hostroot.Change
+	switch {
+	case c.ImageID != "" && !exists(s.copied(c.ID)):
+		var lower []string
+		if lower, err = s.o.Images.Lower(ctx, c.ImageID); err == nil {
+			changes, err = hostroot.ImageDiff(s.layers(c.ID), lower)
+		}
+	case c.Rootfs == hostRoot:
+		changes, err = hostroot.Diff(s.layers(c.ID))
+	default:
+		err = fmt.Errorf("it writes into %s itself, and what was there before is not kept: an image and --rootfs host have something to compare with: %w",
+			cmp.Or(c.Rootfs, s.copied(c.ID)), berth.ErrInvalid)
 	}
-	changes, err := hostroot.Diff(s.layers(c.ID))
 	if err != nil {
 		return nil, fmt.Errorf("diff of container %s: %w", c.Name, err)
 	}

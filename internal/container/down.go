@@ -185,7 +185,7 @@ func (s *Service) clear(ctx context.Context, c *berth.Container, r *berth.Run) e
 	if group.Exists() {
 		errs = append(errs, group.Remove())
 	}
-	if c.Rootfs == hostRoot {
+	if made(c) {
 		errs = append(errs, hostroot.Unmount(s.layers(c.ID)))
 	}
 	errs = append(errs, <-unwired)
@@ -236,7 +236,7 @@ func (s *Service) forget(ctx context.Context, c *berth.Container) error {
 
 // discard removes what is kept of a container that is forgotten.
 func (s *Service) discard(c *berth.Container) error {
-	if c.Rootfs == hostRoot {
+	if made(c) {
 		if err := hostroot.Remove(s.layers(c.ID)); err != nil {
 			return err
 		}

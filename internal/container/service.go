@@ -46,6 +46,15 @@ type Networks interface {
 	Endpoints(ctx context.Context, sandbox string) ([]Endpoint, error)
 }
 
+// Images are where the files of containers come from that name one.
+type Images interface {
+	// Lower returns the directories of the layers of the image of an id, the
+	// uppermost first.
+	Lower(ctx context.Context, id string) ([]string, error)
+	// Copy writes its files into a new directory.
+	Copy(ctx context.Context, id, dir string) error
+}
+
 // An Endpoint is one with its gateways.
 type Endpoint struct {
 	berth.Endpoint
@@ -57,6 +66,9 @@ type Options struct {
 	Root, Run string // directories, as the engine's
 	Runtime   string // name or path of the OCI runtime; "": the host's
 	Networks  Networks
+	Images    Images
+	// Notice is told what a user should know and is no error.
+	Notice func(text string)
 	// OnExit is the command that conmon runs when a container has ended; its id
 	// is added.
 	OnExit []string
@@ -272,7 +284,10 @@ func (s *Service) possible(c berth.Container) error {
 	if len(c.Net.Ports) > 0 && c.Net.Mode != "" {
 		return fmt.Errorf("ports cannot be published with --network %s: %w", c.Net.Mode, berth.ErrInvalid)
 	}
-	if c.Rootfs == hostRoot {
+	switch {
+	case c.ImageID != "":
+		return nil
+	case c.Rootfs == hostRoot:
 		return boxed(c)
 	}
 	info, err := os.Stat(c.Rootfs)

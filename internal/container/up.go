@@ -90,7 +90,7 @@ func (s *Service) raise(ctx context.Context, c *berth.Container, r *berth.Run, r
 			return err
 		}
 	}
-	if err := s.prepare(c, nsPath, pidns); err != nil {
+	if err := s.prepare(ctx, c, nsPath, pidns); err != nil {
 		return err
 	}
 	crash.Point("container.bundle")
@@ -205,7 +205,7 @@ func had(ep Endpoint) (addrs []netip.Addr) {
 
 // prepare writes the bundle: what the runtime reads, and the files that are laid
 // over the container's own.
-func (s *Service) prepare(c *berth.Container, nsPath, pidns string) error {
+func (s *Service) prepare(ctx context.Context, c *berth.Container, nsPath, pidns string) error {
 	// What an earlier start or end has left; it calls off a restart.
 	if err := errors.Join(os.RemoveAll(s.bundle(c.ID)), gone(os.Remove(filepath.Join(s.exits(), c.ID)))); err != nil {
 		return err
@@ -221,7 +221,7 @@ func (s *Service) prepare(c *berth.Container, nsPath, pidns string) error {
 	if err := s.writeNames(c, nil); err != nil {
 		return err
 	}
-	spec, err := s.spec(c, nsPath, pidns)
+	spec, err := s.spec(ctx, c, nsPath, pidns)
 	if err != nil {
 		return err
 	}

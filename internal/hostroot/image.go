@@ -151,3 +151,22 @@ func closeAll(fds []int) {
 		unix.Close(fd)
 	}
 }
+
+// Directory makes a directory in a root, and those on the way to it, and returns
+// where on the host it is. Links of the root lead nowhere else.
+func Directory(root, path string) (string, error) {
+	fd, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", &os.PathError{Op: "open", Path: root, Err: err}
+	}
+	defer unix.Close(fd)
+	if err := mkdirAllIn(fd, path); err != nil {
+		return "", err
+	}
+	at, err := openIn(fd, path)
+	if err != nil {
+		return "", err
+	}
+	defer unix.Close(at)
+	return os.Readlink("/proc/self/fd/" + strconv.Itoa(at))
+}

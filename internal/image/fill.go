@@ -136,3 +136,13 @@ func (s *Store) unpackInto(ctx context.Context, dir, blob string) error {
 	_, err = layer.Unpack(ctx, dir, plain, layer.Options{Form: layer.Onto})
 	return err
 }
+
+// Sizes are the bytes of the files of each of an image's layers, lowest first.
+func (s *Store) Sizes(img Image) []int64 {
+	var sizes []int64
+	for _, l := range img.Layers {
+		_, hex, _ := strings.Cut(l, ":")
+		sizes = append(sizes, s.layerSize(hex))
+	}
+	return sizes
+}

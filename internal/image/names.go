@@ -91,3 +91,27 @@ func clip(s string) string {
 	}
 	return s
 }
+
+// Full returns a name as the store keeps it, or the text itself if it is none:
+// busybox as docker.io/library/busybox:latest.
+func Full(s string) string {
+	r, err := parse(s)
+	if err != nil {
+		return s
+	}
+	return r.String()
+}
+
+// Same reports whether two words name one image.
+func Same(a, b string) bool { return Full(a) == Full(b) }
+
+// Split cuts a name into its repository and its tag, or its digest.
+func Split(name string) (repo, tag string) {
+	if repo, digest, ok := strings.Cut(name, "@"); ok {
+		return repo, digest
+	}
+	if i := strings.LastIndexByte(name, ':'); i > strings.LastIndexByte(name, '/') {
+		return name[:i], name[i+1:]
+	}
+	return name, "latest"
+}
