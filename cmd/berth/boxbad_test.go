@@ -42,7 +42,7 @@ func TestContainersThatCannotStart(t *testing.T) {
 		{"hostname too long", run + "--hostname " + strings.Repeat("x", 300) + " --rootfs $R true", 125, "hostname"},
 		{"no user", run + "-u nobody9 --rootfs $R true", 125, "nobody9"},
 		{"no directory to work in", run + "-w /etc/data --rootfs $R true", 125, "/etc/data"},
-		{"no source", run + "-v /none:/x --rootfs $R true", 125, "/none"},
+		{"no source", run + "--mount type=bind,source=/none,target=/x --rootfs $R true", 125, "/none"},
 		{"no device", run + "--device /dev/none --rootfs $R true", 125, "/dev/none"},
 		{"no sysctl", run + "--sysctl net.none=1 --rootfs $R true", 125, "net/none"},
 		{"no seccomp profile", run + "--security-opt seccomp=/none --rootfs $R true", 125, "/none"},

@@ -91,33 +91,27 @@ func (p *program) connectOne(ctx context.Context, e *engine.Engine, network, ref
 			return err
 		}
 		if ports, err = s.Publish(ctx, id, specs, container.PublishChoice{Network: network}); err != nil {
-			err = errors.Join(fmt.Errorf("connect to %s, taken back: %w", network, err), s.Disconnect(context.WithoutCancel(ctx), id, network))
+			err = takenBack(network, err, s.Disconnect(context.WithoutCancel(ctx), id, network))
 		}
 		return err
 	})
 	if wished || err != nil {
 		return ep, ports, err
 	}
-	if ep, err = e.Connect(ctx, network, ref, o); err != nil {
+	if ep, err = e.Connect(ctx, network, ref, o); err != nil || len(specs) == 0 {
 		return ep, nil, err
 	}
-	ports, err = publishConnected(ctx, e, network, ref, ep, specs)
+	if ports, err = e.Publish(ctx, ref, specs, engine.PublishOptions{Network: network}); err != nil {
+		back := engine.DisconnectOptions{Interface: ep.Interface}
+		err = takenBack(network, err, e.Disconnect(context.WithoutCancel(ctx), network, []string{ref}, back))
+	}
 	return ep, ports, err
 }
 
-// publishConnected publishes ports of a sandbox that was just connected. If it
-// is refused, the connection is taken back, even by one who was interrupted.
-func publishConnected(ctx context.Context, e *engine.Engine, network, sandbox string, ep berth.Endpoint, specs []berth.PortSpec) ([]berth.Port, error) {
-	if len(specs) == 0 {
-		return nil, nil
-	}
-	ports, err := e.Publish(ctx, sandbox, specs, engine.PublishOptions{Network: network})
-	if err == nil {
-		return ports, nil
-	}
-	err = fmt.Errorf("connect to %s, taken back: %w", network, err)
-	ctx = context.WithoutCancel(ctx)
-	return nil, errors.Join(err, e.Disconnect(ctx, network, []string{sandbox}, engine.DisconnectOptions{Interface: ep.Interface}))
+// takenBack is that ports could not be published, so that the connection was
+// taken back, even by one who was interrupted.
+func takenBack(network string, err, undone error) error {
+	return errors.Join(fmt.Errorf("connect to %s, taken back: %w", network, err), undone)
 }
 
 func (c *connectFlags) options() (engine.ConnectOptions, error) {

@@ -168,7 +168,9 @@ func names(dir string) (out []string) {
 }
 
 // prune removes the control groups that containers have in common, after the
-// last of them. Within a look at the store nobody records the intent to start
+// last of them. The monitors' stays, empty, for the next command if the last
+// container ends by itself: what its monitor runs is in it. To leave it first,
+// remove it and make it again for the next costs each lone "run" 13 ms of 72. Within a look at the store nobody records the intent to start
 // one.
 func (s *Service) prune(ctx context.Context) error {
 	groups := []cgroup.Group{s.mode.Group("/berth"), s.mode.Group(cgroup.MonitorGroup)}
