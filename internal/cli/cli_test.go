@@ -67,8 +67,9 @@ func TestSubnetsRefuseWhatLiesNowhere(t *testing.T) {
 
 func TestConfig(t *testing.T) {
 	for _, tt := range []struct{ text, want, err string }{
-		{`{}`, "[]", ""},
-		{`{"pools": [{"base": "10.0.0.0/8", "size": 24}, {"base": "fd00::1/48", "size": 64}]}`, "[{10.0.0.0/8 24} {fd00::/48 64}]", ""},
+		{`{}`, "[] [] []", ""},
+		{`{"registry-mirrors": ["https://m"], "insecure-registries": ["10.0.0.0/8", "r:5000"]}`, "[] [https://m] [10.0.0.0/8 r:5000]", ""},
+		{`{"pools": [{"base": "10.0.0.0/8", "size": 24}, {"base": "fd00::1/48", "size": 64}]}`, "[{10.0.0.0/8 24} {fd00::/48 64}] [] []", ""},
 		{`{"pool": []}`, "", `unknown field "pool"`},
 		{`{"pools": [{"base": "10.0.0.0/8", "length": 24}]}`, "", `unknown field "length"`},
 		{`{"pools": [{"base": "10.0.0.0/8", "size": 33}]}`, "", "pool 10.0.0.0/8 cut into subnets of /33"},
@@ -84,7 +85,7 @@ func TestConfig(t *testing.T) {
 			}
 			continue
 		}
-		if err != nil || fmt.Sprint(got) != tt.want {
+		if err != nil || fmt.Sprint(got.pools(), got.Mirrors, got.Insecure) != tt.want {
 			t.Errorf("%s: got %v, %v, want %s", tt.text, got, err, tt.want)
 		}
 	}

@@ -20,7 +20,7 @@ import (
 
 // imageCommands are the commands about images that docker has at its root.
 func (p *program) imageCommands() []*cobra.Command {
-	one := &cobra.Command{Use: "image", Short: "Images: what containers are made of"}
+	one := &cobra.Command{Use: "image", Short: "Images: what containers are made of", Example: "  berth image ls\n  berth image prune -a"}
 	list, rm := p.imageList("ls"), p.imageRemove("rm")
 	list.Aliases, rm.Aliases = []string{"list"}, []string{"remove"}
 	one.AddCommand(p.imagePull(), list, rm, p.imageInspect(), p.imagePrune(), p.imageSave(), p.imageLoad(), p.imageImport(), p.imageTag(), p.imageHistory())
@@ -69,8 +69,8 @@ func (p *program) imagePull() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "pull IMAGE", Short: "Pull an image from a registry", Args: cobra.ExactArgs(1),
 		Long: `Pull an image from a registry: busybox is docker.io/library/busybox:latest.
-Credentials are those of "docker login" and "podman login". Mirrors of Docker Hub
-and registries without https are named in the configuration file.`,
+Credentials are those of "docker login" and "podman login". Mirrors of Docker
+Hub and registries without https are named in the configuration file.`,
 		Example: "  berth pull busybox\n  berth pull registry.example:5000/tools/ci@sha256:…", ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return p.withImages(func(s *image.Store) error {
@@ -221,7 +221,7 @@ func (p *program) imageLoad() *cobra.Command {
 	var quiet bool
 	cmd := &cobra.Command{
 		Use: "load", Short: "Read images from an archive of docker save, podman save or skopeo", Args: cobra.NoArgs,
-		Example: "  berth load -i busybox.tar\n  skopeo copy docker-daemon:busybox:latest oci-archive:/dev/stdout | berth load",
+		Example: "  berth load -i busybox.tar\n  berth load <busybox.tar",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return p.withImages(func(s *image.Store) error {
 				from := io.Reader(os.Stdin)
@@ -262,7 +262,7 @@ func (p *program) imageImport() *cobra.Command {
 	var message string
 	cmd := &cobra.Command{
 		Use: "import FILE|- [NAME]", Short: "Make an image of an archive of a root directory", Args: cobra.RangeArgs(1, 2),
-		Example: "  tar -C /srv/root -c . | berth import -c 'CMD [\"/bin/sh\"]' - tools:1",
+		Example: "  berth import -c 'CMD [\"/bin/sh\"]' root.tar tools:1\n  berth import - tools:2 <root.tar",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return p.withImages(func(s *image.Store) error {
 				from, name := io.Reader(os.Stdin), ""

@@ -116,7 +116,7 @@ func TestPs(t *testing.T) {
 		}
 	}
 	for words, want := range map[string]string{
-		"-s": "--size is refused: " + noSizes, "-f ancestor=x": `--filter "ancestor=x": KEY=VALUE is wanted, with a key of: exited, expose, id, label, name, network, publish, status`,
+		"-s": "--size is refused: " + noSizes, "-f nature=x": `--filter "nature=x": KEY=VALUE is wanted, with a key of: ancestor, exited, expose, id, label, name, network, publish, status`,
 	} {
 		if _, err := ps(t, strings.Fields(words)...); err == nil || flagError(err).Error() != want {
 			t.Errorf("ps %s: got %v, want %s", words, err, want)

@@ -110,6 +110,7 @@ func TestRunFlags(t *testing.T) {
 		})},
 		{"-p 8888:80 -P --expose 53/udp", with(func(c *berth.Container) {
 			c.Net.Ports = []berth.PortSpec{{Protocol: berth.TCP, HostLow: 8888, HostHigh: 8888, Port: 80}, {Protocol: berth.UDP, Port: 53}}
+			c.Net.Exposed = []string{"53/udp"}
 		})},
 		{"--expose /srv/data/ --expose /home", with(func(c *berth.Container) { c.Expose = []string{"/srv/data", "/home"} })},
 		{"--dns 192.0.2.53 --dns-search example.org --dns-search . --dns-opt ndots:2 --add-host db:10.0.0.7 --add-host six=[fd00::7] --add-host h:host-gateway", with(func(c *berth.Container) {
@@ -138,8 +139,9 @@ func TestWordsBehindTheFirstAreTheCommand(t *testing.T) {
 
 func TestRunFlagsRefuse(t *testing.T) {
 	for _, tt := range []struct{ words, want string }{
-		{"nginx -g x", `"nginx": images come with a later version: give --rootfs DIR or --rootfs host`},
-		{"", "images come with a later version: give --rootfs DIR or --rootfs host"},
+		{"--pull often nginx", `--pull "often": always, missing or never is wanted`},
+		{"--platform linux/arm64 --rootfs host x", "--platform: with --rootfs there is no image"},
+		{"", "no image: name one behind the flags, or give --rootfs DIR or --rootfs host"},
 		{"--rootfs host", "no command: say what to run behind the flags"},
 		{"--gpus all nginx", "--gpus is refused: no driver is handed in: --device names nodes one by one"},
 		{"--health-cmd", "--health-cmd is refused: nothing of Berth runs that could look after a container"},
