@@ -18,6 +18,10 @@ import (
 var update = flag.Bool("update", false, "rewrite testdata/*.txtar")
 
 func TestMain(m *testing.M) {
+	if orders := os.Getenv(attackEnv); orders != "" {
+		attack(orders)
+		return
+	}
 	testscript.Main(tidy{m}, map[string]func(){"berth": nettest.Inside(main)})
 }
 

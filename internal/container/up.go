@@ -90,6 +90,9 @@ func (s *Service) raise(ctx context.Context, c *berth.Container, r *berth.Run, r
 			return err
 		}
 	}
+	if err := boxedPids(*c, pidns); err != nil {
+		return err
+	}
 	if err := s.prepare(c, nsPath, pidns); err != nil {
 		return err
 	}
