@@ -85,17 +85,6 @@ func (r Runtime) Delete(ctx context.Context, id string) error {
 	return err
 }
 
-// Forget takes away what the runtime keeps of a container whose processes have
-// ended and whose cgroup the caller removes. Of runc and crun that is a directory,
-// and to call them for it takes 5 ms; another runtime may keep more and is called.
-func (r Runtime) Forget(ctx context.Context, id string) error {
-	switch r.Name() {
-	case "runc", "crun":
-		return os.RemoveAll(filepath.Join(r.Root, id))
-	}
-	return r.Delete(ctx, id)
-}
-
 // Knows reports whether the runtime has a record of a container.
 func (r Runtime) Knows(id string) bool {
 	_, err := os.Lstat(filepath.Join(r.Root, id))
