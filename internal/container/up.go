@@ -131,7 +131,7 @@ func (s *Service) raise(ctx context.Context, c *berth.Container, r *berth.Run, r
 		}
 	}
 	crash.Point("container.ready")
-	if err := s.runtime.Start(ctx, c.ID); err != nil {
+	if err := s.runtime.Begin(ctx, c.ID, r.First); err != nil {
 		return err
 	}
 	crash.Point("container.started")
