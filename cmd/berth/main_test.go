@@ -48,6 +48,7 @@ func TestScripts(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			// Every change is read back and compared.
 			env.Setenv("BERTH_VERIFY", "1")
+			env.Setenv("BERTH_RUNTIME", os.Getenv("BERTH_RUNTIME")) // scripts/test-kernels tries both
 			return nettest.Script(env)
 		},
 		Cmds:               cmds,

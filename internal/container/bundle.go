@@ -178,10 +178,12 @@ func enabled(path string) bool {
 // docker's: 127 for a command that was not found, 126 for one that cannot be
 // run, else 125.
 func failureCode(err error) int {
-	switch text := err.Error(); {
+	// runc's words begin with small letters and crun's, which are the C library's, with capitals.
+	switch text := strings.ToLower(err.Error()); {
 	case strings.Contains(text, "executable file not found"), strings.Contains(text, "exec") && strings.Contains(text, "no such file"):
 		return 127
-	case strings.Contains(text, "exec") && strings.Contains(text, "permission denied"), strings.Contains(text, "is a directory"):
+	case strings.Contains(text, "exec") && strings.Contains(text, "permission denied"), strings.Contains(text, "is a directory"),
+		strings.Contains(text, "open executable: operation not permitted"): // crun, of a directory
 		return 126
 	}
 	return 125

@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"berth"
@@ -45,6 +47,7 @@ func (s *Service) start(ctx context.Context, c *berth.Container, ready func(bund
 	if err == nil {
 		return nil
 	}
+	err = named(c, err)
 	s.Forget(c.ID)
 	c.Wanted, c.Again = false, berth.Running{}
 	c.Last = berth.Exit{Code: failureCode(err), Error: err.Error(), Finished: time.Now().UTC()}
@@ -56,6 +59,15 @@ func (s *Service) start(ctx context.Context, c *berth.Container, ready func(bund
 		return err
 	}
 	return errors.Join(err, s.update(down, *c))
+}
+
+// named says which command could not be run; crun does not.
+func named(c *berth.Container, err error) error {
+	command := slices.Concat(c.Process.Entrypoint, c.Process.Command)
+	if failureCode(err) == 125 || len(command) == 0 || strings.Contains(err.Error(), command[0]) {
+		return err
+	}
+	return fmt.Errorf("%s: %w", command[0], err)
 }
 
 // A StartError is that a container could not be started.
