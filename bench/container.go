@@ -16,8 +16,18 @@ import (
 )
 
 // containers compares whole containers: with the monitor and the runtime alone,
-// with Podman, and with themselves as they get many.
+// and with themselves as they get many.
 func containers() []row {
+	return boxes(func(root string, runtime oci.Runtime, _ cgroup.Mode) []row {
+		return append(foreground(root, runtime), crowd(root)...)
+	})
+}
+
+// beside compares whole containers with Podman's.
+func beside() []row { return boxes(background) }
+
+// boxes measures containers, where they can be run.
+func boxes(measure func(root string, runtime oci.Runtime, mode cgroup.Mode) []row) []row {
 	mode := must(cgroup.Detect())
 	runtime, err := oci.FindRuntime("", "/run/bare/runtime", mode.Version == cgroup.V2)
 	if err == nil {
@@ -26,15 +36,15 @@ func containers() []row {
 	if err != nil {
 		return []row{{what: "containers", note: "not measured: " + err.Error()}}
 	}
-	root := rootfs()
-	rows := foreground(root, runtime)
-	rows = append(rows, background(root, runtime, mode)...)
-	return append(rows, crowd(root)...)
+	return measure(rootfs(), runtime, mode)
 }
 
 // rootfs is a root file system with one static program.
 func rootfs() string {
 	dir := "/run/rootfs"
+	if _, err := os.Stat(dir); err == nil {
+		return dir // of a part before
+	}
 	for _, d := range []string{"bin", "dev", "etc", "proc", "sys", "tmp"} {
 		check(os.MkdirAll(filepath.Join(dir, d), 0o755))
 	}

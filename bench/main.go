@@ -24,10 +24,11 @@ import (
 )
 
 var (
-	quick  = flag.Bool("quick", false, "few rounds: to see that it runs, not to be believed")
-	out    = flag.String("o", "", "write the table to this `file` as well")
-	only   = flag.String("only", "", "only the parts whose names contain this `text`: attach, process, ports, path, conntrack, container")
-	inside = flag.Bool("inside", false, "for itself: it is in its own namespaces, and file 3 is the berth program")
+	quick   = flag.Bool("quick", false, "few rounds: to see that it runs, not to be believed")
+	out     = flag.String("o", "", "write the table to this `file` as well")
+	only    = flag.String("only", "", "only the parts whose names contain this `text`: attach, process, ports, path, conntrack, container, podman")
+	program = flag.String("berth", "", "the berth program, a `file`; it is built, if none is given")
+	inside  = flag.Bool("inside", false, "for itself: it is in its own namespaces, and file 3 is the berth program")
 )
 
 // berthBin is where the berth program lies on the private /run.
@@ -47,6 +48,7 @@ var parts = []struct {
 	{"path", dataPath},
 	{"conntrack", connections},
 	{"container", containers},
+	{"podman", beside},
 }
 
 func main() {
@@ -130,6 +132,9 @@ func outside() error {
 // build builds berth into a file without a name, so that nothing is left
 // whatever ends this process.
 func build() (*os.File, error) {
+	if *program != "" {
+		return os.Open(*program)
+	}
 	dir, err := os.MkdirTemp("", "berth-bench-")
 	if err != nil {
 		return nil, err

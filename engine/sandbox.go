@@ -287,12 +287,25 @@ func (e *Engine) Sandboxes(ctx context.Context) ([]SandboxDetail, error) {
 func (e *Engine) RecordedSandboxes(ctx context.Context) ([]SandboxDetail, error) {
 	var out []SandboxDetail
 	err := e.store.View(ctx, func(tx *store.Tx) error {
-		sbs, err := tx.Sandboxes()
-		if err != nil {
+		sbs, err1 := tx.Sandboxes()
+		eps, err2 := tx.Endpoints()
+		all, err3 := tx.Ports() // to look for those of one endpoint goes over 256
+		if err := errors.Join(err1, err2, err3); err != nil {
 			return err
 		}
+		of, to := map[string][]berth.Endpoint{}, map[berth.Port][]berth.Port{}
+		for _, ep := range eps {
+			of[ep.Sandbox] = append(of[ep.Sandbox], ep)
+		}
+		for _, p := range all {
+			k := berth.Port{Sandbox: p.Sandbox, Network: p.Network, Interface: p.Interface}
+			to[k] = append(to[k], p)
+		}
+		names := map[string]string{}
 		for _, sb := range sbs {
-			d, err := sandboxDetail(tx, sb)
+			d, err := sandboxDetail(tx, sb, of[sb.ID], names, func(ep berth.Endpoint) ([]berth.Port, error) {
+				return to[berth.Port{Sandbox: ep.Sandbox, Network: ep.Network, Interface: ep.Interface}], nil
+			})
 			if err != nil {
 				return err
 			}
@@ -314,32 +327,37 @@ func (e *Engine) InspectSandbox(ctx context.Context, ref string) (SandboxDetail,
 		return d, fmt.Errorf("inspect sandbox %s: %w", cut(ref), err)
 	}
 	err = e.store.View(ctx, func(tx *store.Tx) error {
-		full, err := sandboxDetail(tx, d.Sandbox)
+		eps, err := tx.EndpointsOf(d.Sandbox.ID)
+		if err != nil {
+			return err
+		}
+		full, err := sandboxDetail(tx, d.Sandbox, eps, map[string]string{}, tx.PortsTo)
 		d.Endpoints = full.Endpoints
 		return err
 	})
 	return d, err
 }
 
-func sandboxDetail(tx *store.Tx, sb berth.Sandbox) (SandboxDetail, error) {
+// sandboxDetail joins a sandbox and its endpoints. names are those of networks
+// that were looked up.
+func sandboxDetail(tx *store.Tx, sb berth.Sandbox, eps []berth.Endpoint, names map[string]string, portsTo func(berth.Endpoint) ([]berth.Port, error)) (SandboxDetail, error) {
 	d := SandboxDetail{Sandbox: sb, Endpoints: []EndpointDetail{}}
-	eps, err := tx.EndpointsOf(sb.ID)
-	if err != nil {
-		return d, err
-	}
 	for _, ep := range eps {
 		if ep.Leaving {
 			continue
 		}
-		ports, err := tx.PortsTo(ep)
+		ports, err := portsTo(ep)
 		if err != nil {
 			return d, err
 		}
-		n, err := tx.Network(ep.Network)
-		if ignore(err, berth.ErrNotFound) != nil {
-			return d, err
+		if _, ok := names[ep.Network]; !ok {
+			n, err := tx.Network(ep.Network)
+			if ignore(err, berth.ErrNotFound) != nil {
+				return d, err
+			}
+			names[ep.Network] = n.Name
 		}
-		d.Endpoints = append(d.Endpoints, EndpointDetail{Endpoint: ep, SandboxName: sb.Name, NetworkName: n.Name, Ports: ports})
+		d.Endpoints = append(d.Endpoints, EndpointDetail{Endpoint: ep, SandboxName: sb.Name, NetworkName: names[ep.Network], Ports: ports})
 	}
 	return d, nil
 }

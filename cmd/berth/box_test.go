@@ -20,6 +20,9 @@ var busyRoot = sync.OnceValues(func() (dir string, err error) {
 		return "", err
 	}
 	scrap = append(scrap, dir)
+	if err := os.Chmod(dir, 0o755); err != nil { // it is "/" of users other than root
+		return "", err
+	}
 	const build = `cd "$1" && mkdir -p bin proc sys dev etc tmp && cp "$2" bin/busybox && for a in $(bin/busybox --list); do [ $a = busybox ] || ln -s busybox bin/$a; done
 echo data > etc/data`
 	busybox, err := exec.LookPath("busybox")

@@ -18,6 +18,10 @@ import (
 var update = flag.Bool("update", false, "rewrite testdata/*.txtar")
 
 func TestMain(m *testing.M) {
+	if orders := os.Getenv(attackEnv); orders != "" {
+		attack(orders)
+		return
+	}
 	testscript.Main(tidy{m}, map[string]func(){"berth": nettest.Inside(main)})
 }
 
@@ -44,6 +48,7 @@ func TestScripts(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			// Every change is read back and compared.
 			env.Setenv("BERTH_VERIFY", "1")
+			env.Setenv("BERTH_RUNTIME", os.Getenv("BERTH_RUNTIME")) // scripts/test-kernels tries both
 			return nettest.Script(env)
 		},
 		Cmds:               cmds,

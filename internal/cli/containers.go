@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"syscall"
@@ -58,6 +59,9 @@ func (p *program) ended() *cobra.Command {
 	return &cobra.Command{
 		Use: endedCommand + " ID", Hidden: true, Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			// Unlike other commands it has something to do while the kernel
+			// deletes a link.
+			runtime.GOMAXPROCS(2)
 			return p.containers(cmd.Context(), func(s *container.Service) error { return s.Ended(cmd.Context(), args[0]) })
 		},
 	}

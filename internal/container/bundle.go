@@ -161,25 +161,53 @@ func volumes(c berth.Container, root string) (berth.Container, error) {
 	return c, nil
 }
 
-// boxed refuses what would open a container of hostRoot to the host
+// opens is the error of what would open a container of hostRoot to the host
 // (docs/decisions/0013).
+func opens(what, why string) error {
+	return fmt.Errorf("--rootfs host with %s: %s: %w", what, why, berth.ErrInvalid)
+}
+
+const (
+	wholeRoot = "its root would be the host's"
+	hostsPids = "the host's processes lead to its files"
+)
+
+// boxed refuses a wish that opens a container of hostRoot.
 func boxed(c berth.Container) error {
-	no := func(what, why string) error {
-		return fmt.Errorf("--rootfs host with %s: %s: %w", what, why, berth.ErrInvalid)
-	}
 	switch {
 	case c.Security.Privileged:
-		return no("--privileged", "its root would be the host's")
+		return opens("--privileged", wholeRoot)
 	case c.PidMode == "host":
-		return no("--pid host", "the host's processes lead to its files")
+		return opens("--pid host", hostsPids)
+	case c.Security.Seccomp == "unconfined":
+		return opens("--security-opt seccomp=unconfined", "no namespace divides the keyrings of the host's users")
 	}
 	for _, name := range c.Security.CapAdd {
 		switch strings.TrimPrefix(strings.ToUpper(name), "CAP_") {
 		case "ALL", "SYS_ADMIN", "DAC_READ_SEARCH":
-			return no("--cap-add "+name, "it leads around the permissions of the host's files")
+			return opens("--cap-add "+name, "it leads around the permissions of the host's files")
+		case "SYS_MODULE", "SYS_RAWIO", "BPF", "PERFMON", "SYSLOG":
+			return opens("--cap-add "+name, "it leads into the host's kernel")
 		}
 	}
 	return nil
+}
+
+// boxedPids refuses a namespace of pids that is the host's, as of another
+// container that has it.
+func boxedPids(c berth.Container, pidns string) error {
+	if c.Rootfs != hostRoot || pidns == "" {
+		return nil
+	}
+	there, err := os.Stat(pidns)
+	if err != nil {
+		return err
+	}
+	here, err := os.Stat("/proc/self/ns/pid")
+	if err == nil && os.SameFile(there, here) {
+		err = opens("--pid "+c.PidMode, hostsPids)
+	}
+	return err
 }
 
 func kernelRelease() string {
@@ -211,10 +239,12 @@ func enabled(path string) bool {
 // docker's: 127 for a command that was not found, 126 for one that cannot be
 // run, else 125.
 func failureCode(err error) int {
-	switch text := err.Error(); {
+	// runc's words begin with small letters and crun's, which are the C library's, with capitals.
+	switch text := strings.ToLower(err.Error()); {
 	case strings.Contains(text, "executable file not found"), strings.Contains(text, "exec") && strings.Contains(text, "no such file"):
 		return 127
-	case strings.Contains(text, "exec") && strings.Contains(text, "permission denied"), strings.Contains(text, "is a directory"):
+	case strings.Contains(text, "exec") && strings.Contains(text, "permission denied"), strings.Contains(text, "is a directory"),
+		strings.Contains(text, "open executable: operation not permitted"): // crun, of a directory
 		return 126
 	}
 	return 125

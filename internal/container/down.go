@@ -178,8 +178,12 @@ func (s *Service) clear(ctx context.Context, c *berth.Container, r *berth.Run) e
 		errs = append(errs, group.Kill()) // the runtime waits for it in steps of 100 ms
 	}
 	go func() { unwired <- s.unwire(ctx, c, r) }()
-	if s.runtime.Knows(c.ID) {
+	switch {
+	case !s.runtime.Knows(c.ID):
+	case oci.Alive(r.First): // a privileged one can leave its cgroup
 		errs = append(errs, s.runtime.Delete(ctx, c.ID))
+	default:
+		errs = append(errs, s.runtime.Forget(ctx, c.ID))
 	}
 	crash.Point("container.deleted")
 	if group.Exists() {

@@ -80,6 +80,18 @@ func (s *Service) execSpec(c *berth.Container, o ExecOptions) (string, error) {
 		}
 		oci.As(&p, u)
 	}
+	if o.Privileged {
+		if c.Rootfs == hostRoot {
+			return "", opens("--privileged", wholeRoot)
+		}
+		given, err := oci.Capabilities()
+		if err != nil {
+			return "", err
+		}
+		if err := oci.Privileged(&p, given); err != nil {
+			return "", err
+		}
+	}
 	f, err := os.CreateTemp(s.bundle(c.ID), "exec-*.json")
 	if err != nil {
 		return "", err

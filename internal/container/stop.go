@@ -11,6 +11,7 @@ import (
 	"berth"
 	"berth/internal/crash"
 	"berth/internal/oci"
+	"berth/internal/store"
 )
 
 // Stop ends a container: first by its own signal, and after a while by SIGKILL.
@@ -106,10 +107,10 @@ func (s *Service) kill(ctx context.Context, c berth.Container, r berth.Run) erro
 	return fmt.Errorf("container %s does not end: %w", c.Name, berth.ErrInUse)
 }
 
-// past waits until a run's monitor has ended, and with it what it does at the
-// end. A negative time is for ever.
+// past waits until a run is over and what its monitor does at the end is done. A
+// negative time is for ever.
 func (s *Service) past(ctx context.Context, r berth.Run, wait time.Duration) (bool, error) {
-	ended, err := oci.Await(ctx, r.Monitor, wait)
+	ended, err := oci.AwaitBundle(ctx, s.bundle(r.Container), r.First, r.Monitor, wait)
 	if err != nil || !ended {
 		return false, err
 	}
@@ -122,7 +123,20 @@ func (s *Service) past(ctx context.Context, r berth.Run, wait time.Duration) (bo
 	if now != nil && now.Monitor == r.Monitor { // else it has been started again
 		err = s.settle(ctx, &c, now)
 	}
-	return true, errors.Join(err, s.prune(ctx))
+	return true, errors.Join(err, s.last(ctx, r.Monitor), s.prune(ctx))
+}
+
+// last waits for the monitor of the last run: it is in a cgroup that shall go.
+func (s *Service) last(ctx context.Context, monitor berth.Running) error {
+	var runs []berth.Run
+	err := s.store.View(ctx, func(tx *store.Tx) (err error) {
+		runs, err = tx.Runs()
+		return err
+	})
+	if err == nil && len(runs) == 0 {
+		_, err = oci.Await(ctx, monitor, 10*time.Second)
+	}
+	return err
 }
 
 // stopSignal is what a container is asked by to end.

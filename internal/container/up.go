@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"berth"
@@ -45,6 +47,7 @@ func (s *Service) start(ctx context.Context, c *berth.Container, ready func(bund
 	if err == nil {
 		return nil
 	}
+	err = named(c, err)
 	s.Forget(c.ID)
 	c.Wanted, c.Again = false, berth.Running{}
 	c.Last = berth.Exit{Code: failureCode(err), Error: err.Error(), Finished: time.Now().UTC()}
@@ -56,6 +59,15 @@ func (s *Service) start(ctx context.Context, c *berth.Container, ready func(bund
 		return err
 	}
 	return errors.Join(err, s.update(down, *c))
+}
+
+// named says which command could not be run; crun does not.
+func named(c *berth.Container, err error) error {
+	command := slices.Concat(c.Process.Entrypoint, c.Process.Command)
+	if failureCode(err) == 125 || len(command) == 0 || strings.Contains(err.Error(), command[0]) {
+		return err
+	}
+	return fmt.Errorf("%s: %w", command[0], err)
 }
 
 // A StartError is that a container could not be started.
@@ -89,6 +101,9 @@ func (s *Service) raise(ctx context.Context, c *berth.Container, r *berth.Run, r
 		if pidns, err = s.namespaceOf(ctx, arg, "pid"); err != nil {
 			return err
 		}
+	}
+	if err := boxedPids(*c, pidns); err != nil {
+		return err
 	}
 	if err := s.prepare(ctx, c, nsPath, pidns); err != nil {
 		return err
@@ -128,7 +143,7 @@ func (s *Service) raise(ctx context.Context, c *berth.Container, r *berth.Run, r
 		}
 	}
 	crash.Point("container.ready")
-	if err := s.runtime.Start(ctx, c.ID); err != nil {
+	if err := s.runtime.Begin(ctx, c.ID, r.First); err != nil {
 		return err
 	}
 	crash.Point("container.started")

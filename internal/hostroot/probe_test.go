@@ -220,7 +220,7 @@ func attackFile(path, hash string, breach func(string, ...any)) {
 	}
 }
 
-// attackKernel tries what /proc, /sys and the keyrings have of the host's root.
+// attackKernel tries what /proc and /sys have of the host's root.
 func attackKernel(breach func(string, ...any)) {
 	for _, top := range []string{"/proc", "/sys"} {
 		filepath.WalkDir(top, func(path string, e fs.DirEntry, err error) error {

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
+	"slices"
+	"time"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -50,7 +52,7 @@ func (s session) putLink(p *place, step plan.PutLink) error {
 		p.index[have.Name] = have.Index
 		return s.shape(p, step, have)
 	}
-	if err := p.deleteLink(have.Index); err != nil && !gone(err) {
+	if err := p.deleteLinks([]int{have.Index}, linkAt(have.Index)); err != nil && !gone(err) {
 		return err
 	}
 	delete(p.index, step.Key.Name)
@@ -91,7 +93,7 @@ func (s session) makeLink(p *place, step plan.PutLink) error {
 	if errors.Is(err, unix.EEXIST) && far != nil {
 		// An end of another pair of ours may be in the way; its pair goes.
 		if other, look := far.link(step.Link.Peer.Name); look == nil && other.ours() {
-			if err := far.deleteLink(other.Index); err != nil && !gone(err) {
+			if err := far.deleteLinks([]int{other.Index}, linkAt(other.Index)); err != nil && !gone(err) {
 				return err
 			}
 			far, err = s.create(p, step)
@@ -334,13 +336,53 @@ func (p *place) up(name string) error {
 	return err
 }
 
-func (p *place) deleteLink(index int) error {
-	req := p.request(unix.RTM_DELLINK, 0)
-	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
-	msg.Index = int32(index)
-	req.AddData(msg)
+// deleteLinks sends what deletes links and returns when they are gone: no name
+// and no packet finds them. The kernel answers 10 to 50 ms later, when nobody holds
+// their memory any more (netdev_run_todo waits for it without any lock), and only
+// the thread that asked has to stay for that.
+func (p *place) deleteLinks(indexes []int, what ...nl.NetlinkRequestData) error {
+	asker, err := enter(p.name, p.ns)
+	if err != nil {
+		return err
+	}
+	req := asker.request(unix.RTM_DELLINK, 0)
+	for _, w := range what {
+		req.AddData(w)
+	}
+	answer := make(chan error, 1)
+	go func() {
+		defer asker.close()
+		_, err := req.Execute(unix.NETLINK_ROUTE, 0)
+		answer <- ignoreGone(err)
+	}()
+	for {
+		// The kernel keeps this look waiting while it takes them apart.
+		indexes = slices.DeleteFunc(indexes, func(i int) bool { return gone(p.look(i)) })
+		if len(indexes) == 0 {
+			return nil
+		}
+		select {
+		case err := <-answer:
+			return err
+		case <-time.After(200 * time.Microsecond):
+		}
+	}
+}
+
+// look asks for a link.
+func (p *place) look(index int) error {
+	req := p.request(unix.RTM_GETLINK, 0)
+	req.Flags &^= unix.NLM_F_ACK
+	req.AddData(linkAt(index))
+	req.AddData(nl.NewRtAttr(unix.IFLA_EXT_MASK, nl.Uint32Attr(skipStats)))
 	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
 	return err
+}
+
+func linkAt(index int) *nl.IfInfomsg {
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Index = int32(index)
+	return msg
 }
 
 // dropLinks deletes links of ours. Many are put into a link group of their own
@@ -364,7 +406,7 @@ func (p *place) dropLinks(names []string) error {
 	case 0:
 		return nil
 	case 1:
-		return ignoreGone(p.deleteLink(ours[0]))
+		return p.deleteLinks(ours, linkAt(ours[0]))
 	}
 	return p.deleteGroup(ours)
 }
@@ -392,11 +434,7 @@ func (p *place) deleteGroup(indexes []int) error {
 			return fmt.Errorf("link %s is in group %d, which was to be Berth's own: %w", l.Name, group, berth.ErrDrifted)
 		}
 	}
-	req := p.request(unix.RTM_DELLINK, 0)
-	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
-	req.AddData(nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(group)))
-	_, err = req.Execute(unix.NETLINK_ROUTE, 0)
-	return ignoreGone(err)
+	return p.deleteLinks(indexes, nl.NewIfInfomsg(unix.AF_UNSPEC), nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(group)))
 }
 
 func ignoreGone(err error) error {

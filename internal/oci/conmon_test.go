@@ -97,7 +97,7 @@ func (b *box) start(t *testing.T) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	if err := b.Runtime.Start(ctx, b.ID); err != nil {
+	if err := b.Runtime.Begin(ctx, b.ID, Identify(b.pid)); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -83,6 +83,31 @@ func endProcess(p berth.Running, bundle string) error {
 	return err
 }
 
+// AwaitBundle waits until a container's first process has ended and its bundle has
+// been taken away, or its monitor is dead; at most for a time, and a negative one
+// is for ever. A monitor that is done lives some 15 ms longer: it waits for a
+// process that the kernel lets go late. To be told of the bundle takes as long
+// (closing an inotify waits for a grace period), so it is looked at.
+func AwaitBundle(ctx context.Context, bundle string, first, monitor berth.Running, wait time.Duration) (bool, error) {
+	begin := time.Now()
+	if ended, err := Await(ctx, first, wait); err != nil || !ended {
+		return false, err
+	}
+	for ended := time.Now(); ; {
+		if _, err := os.Lstat(bundle); errors.Is(err, os.ErrNotExist) || !Alive(monitor) {
+			return true, nil
+		}
+		if wait >= 0 && time.Since(begin) > wait {
+			return false, nil
+		}
+		select {
+		case <-ctx.Done():
+			return false, ctx.Err()
+		case <-time.After(min(200*time.Microsecond+time.Since(ended)/16, 50*time.Millisecond)):
+		}
+	}
+}
+
 // A Vigil is that this process waits to start a container again. It ends with
 // the process, and is called off when the bundle is taken away.
 type Vigil struct{ events *os.File }

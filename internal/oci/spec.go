@@ -170,6 +170,21 @@ func As(p *specs.Process, u User) {
 	}
 }
 
+// Privileged gives p, a process of a container, all capabilities that this host
+// has: given is what [Capabilities] tells. The container's filter of system
+// calls stays.
+func Privileged(p *specs.Process, given uint64) error {
+	caps, err := capabilities(berth.Security{Privileged: true}, Host{Caps: given})
+	if err != nil {
+		return err
+	}
+	p.Capabilities = sets(caps, p.User.UID)
+	if p.ApparmorProfile != "" {
+		p.ApparmorProfile = "unconfined"
+	}
+	return nil
+}
+
 // environment has Docker's defaults, then the user's. A name without a value
 // takes the variable away.
 func environment(c berth.Container, h Host) ([]string, error) {
