@@ -19,6 +19,7 @@ import (
 	"berth/internal/layer"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
@@ -205,10 +206,10 @@ func decompress(r io.Reader) (plain io.Reader, done func(), err error) {
 		return nil, nil, err
 	}
 	done = func() {}
-	switch {
-	case len(magic) >= 2 && magic[0] == 0x1f && magic[1] == 0x8b:
+	switch layerType(magic) {
+	case types.OCILayer:
 		plain, err = gzip.NewReader(buf)
-	case len(magic) == 4 && (string(magic) == "\x28\xb5\x2f\xfd" || magic[0]&0xf0 == 0x50 && string(magic[1:]) == "\x2a\x4d\x18"):
+	case types.OCILayerZStd:
 		var z *zstd.Decoder
 		z, err = zstd.NewReader(buf, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(window))
 		if err == nil {
@@ -218,6 +219,17 @@ func decompress(r io.Reader) (plain io.Reader, done func(), err error) {
 		plain, err = buf, nil
 	}
 	return plain, done, err
+}
+
+// layerType tells by its first four bytes how a layer is compressed.
+func layerType(magic []byte) types.MediaType {
+	switch {
+	case len(magic) >= 2 && magic[0] == 0x1f && magic[1] == 0x8b:
+		return types.OCILayer
+	case len(magic) == 4 && (string(magic) == "\x28\xb5\x2f\xfd" || magic[0]&0xf0 == 0x50 && string(magic[1:]) == "\x2a\x4d\x18"):
+		return types.OCILayerZStd // the second: a frame to be skipped
+	}
+	return types.OCIUncompressedLayer
 }
 
 func exists(path string) bool {

@@ -21,6 +21,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
 // open returns an empty store that gives up soon.
@@ -106,6 +107,27 @@ func busybox(t *testing.T) v1.Image {
 		cf.Config.Cmd, cf.Config.Env = []string{"/bin/sh"}, []string{"PATH=/bin"}
 		cf.Created = v1.Time{Time: time.Unix(1e9, 0).UTC()}
 	})
+}
+
+// inOCI is the image with OCI's media types instead of Docker's: skopeo writes
+// and reads no others in a layout.
+func inOCI(t *testing.T, img v1.Image) v1.Image {
+	t.Helper()
+	cf, err := img.ConfigFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	layers, err := img.Layers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	img = mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), types.OCIConfigJSON)
+	for _, l := range layers {
+		if img, err = mutate.Append(img, mutate.Addendum{Layer: l, MediaType: types.OCILayer}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return configured(t, img, func(c *v1.ConfigFile) { *c = *cf })
 }
 
 // A server is a registry in this process. What it does can be changed.

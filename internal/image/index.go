@@ -75,6 +75,7 @@ func (s *Store) updateIndex(ctx context.Context, f func(index) (index, error)) e
 	if err := s.replace("index.json", append(data, '\n')); err != nil {
 		return fmt.Errorf("write images: %w", err)
 	}
+	s.spare(len(data) + 1)
 	return nil
 }
 

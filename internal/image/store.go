@@ -193,12 +193,15 @@ func (s *Store) firstOfBoot(ctx context.Context) error {
 // replace writes a file of the store: who reads it sees the old one or the new
 // one, after a power cut too. The caller has lockIndex.
 func (s *Store) replace(name string, data []byte) error {
-	f, err := os.OpenFile(s.path(name+".new"), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	f, err := os.OpenFile(s.path(name+".new"), os.O_WRONLY|os.O_CREATE, 0o600)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
 	if _, err := f.Write(data); err != nil {
+		return err
+	}
+	if err := f.Truncate(int64(len(data))); err != nil {
 		return err
 	}
 	if err := f.Sync(); err != nil {
@@ -210,6 +213,17 @@ func (s *Store) replace(name string, data []byte) error {
 	}
 	crash.Point("image.after-replace:" + name)
 	return syncDir(s.dir)
+}
+
+// spare keeps room for the next index.json, which is a shorter one if an image
+// is removed: that works on a full disk too. Best effort: there may be no room.
+func (s *Store) spare(size int) {
+	f, err := os.OpenFile(s.path("index.json.new"), os.O_WRONLY|os.O_CREATE, 0o600)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	_ = unix.Fallocate(int(f.Fd()), 0, 0, int64(size))
 }
 
 func syncDir(dir string) error {
