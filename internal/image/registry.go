@@ -129,7 +129,7 @@ func (b *blob) reopen() error {
 		return err
 	}
 	if b.off > 0 {
-		req.Header.Set("Range", "bytes="+strconv.FormatInt(b.off, 10)+"-")
+		req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", b.off, b.d.Size-1))
 	}
 	resp, err := b.client.Do(req)
 	if err != nil {
@@ -166,8 +166,11 @@ func (b *blob) Read(p []byte) (int, error) {
 	for {
 		n, err := b.read(p)
 		b.off += int64(n)
-		if n > 0 || err == nil || err == io.EOF && b.off >= b.d.Size {
-			return n, err
+		if n > 0 {
+			return n, nil
+		}
+		if err == nil || err == io.EOF && b.off >= b.d.Size {
+			return 0, err
 		}
 		if b.ctx.Err() != nil {
 			return 0, b.ctx.Err()
