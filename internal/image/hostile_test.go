@@ -19,14 +19,13 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
-	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
-// big is a layer that does not compress: several reads long.
-func big(t *testing.T) v1.Layer {
+// large is a layer that does not compress: several reads long.
+func large(t *testing.T) v1.Layer {
 	t.Helper()
 	content := make([]byte, 3<<20)
 	for i, x := 0, uint32(1); i < len(content); i++ {
@@ -89,7 +88,7 @@ func flip(body []byte) []byte {
 
 // A registry that says something wrong, and goes on saying it.
 func TestHostileRegistry(t *testing.T) {
-	img := imageOf(t, big(t))
+	img := imageOf(t, large(t))
 	m, _ := img.Manifest()
 	blob := "/blobs/" + m.Layers[0].Digest.String()
 	config := "/blobs/" + m.Config.Digest.String()
@@ -169,7 +168,7 @@ func TestHostileRegistry(t *testing.T) {
 
 // A registry that gets over it.
 func TestRegistryRecovers(t *testing.T) {
-	img := imageOf(t, big(t))
+	img := imageOf(t, large(t))
 	m, _ := img.Manifest()
 	blob := "/blobs/" + m.Layers[0].Digest.String()
 	half := func(t *testing.T, good *httptest.ResponseRecorder, w http.ResponseWriter, r *http.Request) {
@@ -219,7 +218,7 @@ func TestRegistryRecovers(t *testing.T) {
 
 // What was there when a connection broke is not asked for again.
 func TestResumes(t *testing.T) {
-	l := big(t)
+	l := large(t)
 	size, _ := l.Size()
 	for _, ranges := range []bool{true, false} {
 		t.Run(fmt.Sprintf("ranges=%v", ranges), func(t *testing.T) {
@@ -289,7 +288,7 @@ func TestPullGoesOn(t *testing.T) {
 // Of two pulls at once each layer is fetched by one.
 func TestTwoPulls(t *testing.T) {
 	reg, s := newServer(t), open(t, Options{})
-	ref := reg.push(t, "app", imageOf(t, big(t), layerOf(t, archive(t, "small 1"))))
+	ref := reg.push(t, "app", imageOf(t, large(t), layerOf(t, archive(t, "small 1"))))
 	var blobs atomic.Int64
 	reg.wrap = func(next http.Handler, w http.ResponseWriter, r *http.Request) {
 		if r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/blobs/") {
@@ -355,11 +354,9 @@ func TestLayersOfAllKinds(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		ref := reg.push(t, "odd", imageOf(t))
-		_ = remote.Write
 		_, err = s.Pull(t.Context(), reg.push(t, "odd", odd), PullOptions{})
 		if !errors.Is(err, berth.ErrInvalid) {
-			t.Errorf("%s: %s: %v", ref, mt, err)
+			t.Errorf("%s: %v", mt, err)
 		}
 	}
 }

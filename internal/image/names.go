@@ -51,6 +51,14 @@ func parse(s string) (reference, error) {
 		}
 		r.registry, r.path, r.tag = t.RegistryStr(), t.RepositoryStr(), t.TagStr()
 	}
+	for part := range strings.SplitSeq(r.path, "/") {
+		if part == "" || strings.Trim(part[:1]+part[len(part)-1:], "abcdefghijklmnopqrstuvwxyz0123456789") != "" {
+			return bad("between two slashes is a word that begins and ends with a small letter or a digit")
+		}
+	}
+	if strings.HasSuffix(r.registry, ":") {
+		return bad("the registry has no port after the colon")
+	}
 	if r.registry == name.DefaultRegistry {
 		r.registry = hub
 	}
