@@ -37,6 +37,9 @@ func entriesOf(data []byte, clean bool) (entries []entry) {
 		h := tar.Header{Typeflag: kinds[int(data[0])%len(kinds)], Name: name(data[1], data[2]), Mode: 0o644 | int64(data[0])&0o7000>>3,
 			ModTime: time.Unix(1_600_000_000+int64(data[0]), 0)}
 		e := entry{Header: h}
+		if h.Typeflag != tar.TypeDir { // what archive/tar packs
+			e.Name = "./" + strings.TrimRight(h.Name, "/")
+		}
 		switch h.Typeflag {
 		case tar.TypeReg:
 			e.content = fmt.Sprint(data[3])
