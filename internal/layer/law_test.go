@@ -38,7 +38,7 @@ func entriesOf(data []byte, clean bool) (entries []entry) {
 			ModTime: time.Unix(1_600_000_000+int64(data[0]), 0)}
 		e := entry{Header: h}
 		if h.Typeflag != tar.TypeDir { // what archive/tar packs
-			e.Name = "./" + strings.TrimRight(h.Name, "/")
+			e.Name = strings.TrimRight("./"+h.Name, "/")
 		}
 		switch h.Typeflag {
 		case tar.TypeReg:
