@@ -57,9 +57,10 @@ var rules = []rule{
 		only: []string{
 			"berth/internal/kernel", "berth/internal/nft", "berth/internal/netns", "berth/internal/store",
 			"berth/internal/crash", "berth/internal/nettest", "berth/internal/cgroup", "berth/internal/hostroot", "berth/bench",
-			"berth/internal/cli",  // exec takes the process into a namespace
-			"berth/internal/demo", // makes a private host of its own process
-			"berth/internal/oci",  // looks into a root that is not trusted
+			"berth/internal/cli",   // exec takes the process into a namespace
+			"berth/internal/demo",  // makes a private host of its own process
+			"berth/internal/oci",   // looks into a root that is not trusted
+			"berth/internal/layer", // makes files below a root that is not trusted
 		},
 		why: "system calls are made at the edges"},
 	{imports: []string{"github.com/spf13"}, only: []string{"berth/internal/cli", "berth/internal/demo", "berth/cmd"},
