@@ -13,6 +13,7 @@ import (
 	"berth"
 	"berth/internal/container"
 	"berth/internal/demo"
+	"berth/internal/image"
 )
 
 // Exit statuses, documented in the manual; exec has three more.
@@ -62,6 +63,8 @@ var hints = []struct {
 	{berth.ErrUnsupported, "berth", "'berth info' shows what this kernel has"},
 	{berth.ErrInUse, "berth network rm", "--force disconnects what is connected"},
 	{berth.ErrConflict, "berth publish", "'berth port' shows who has which port; --replace takes one over from another sandbox"},
+	{image.ErrNone, "berth", "'berth images' shows what there is, 'berth pull' brings one in"},
+	{image.ErrElsewhere, "berth", "is the name right? one that is not public needs 'docker login' or 'podman login' first"},
 	{container.ErrNone, "berth", "'berth ps -a' shows what there is"},
 	{berth.ErrNotFound, "berth unpublish", "'berth port' shows what is published"},
 	{berth.ErrNotFound, "berth port", "'berth port' shows what is published"},

@@ -47,7 +47,11 @@ func (l layers) Copy(ctx context.Context, id, dir string) error {
 	if err != nil {
 		return err
 	}
-	return s.Copy(ctx, id, dir)
+	img, err := s.Find(ctx, id)
+	if err != nil {
+		return err
+	}
+	return s.Copy(ctx, img, dir)
 }
 
 // pullFlags say when and how an image is pulled for a container.
@@ -91,9 +95,9 @@ func (p *program) ofImage(ctx context.Context, c *berth.Container, f *runFlags, 
 		}
 		img, err := s.Find(ctx, c.Image)
 		if err == nil && f.platform != "" && !image.Fits(img.Platform, f.platform) {
-			err = fmt.Errorf("image %s is here for %s: %w", c.Image, img.Platform, berth.ErrNotFound)
+			err = fmt.Errorf("image %s is here for %s: %w: %w", c.Image, img.Platform, image.ErrNone, berth.ErrNotFound)
 		}
-		missing := errors.Is(err, berth.ErrNotFound)
+		missing := errors.Is(err, image.ErrNone)
 		if err == nil && (pulled || f.pull != "always") {
 			err = errors.Join(img.Fill(c), f.publishExposed(c))
 			if err == nil {

@@ -132,8 +132,11 @@ func (s *Service) imageRoot(ctx context.Context, c *berth.Container) (string, er
 	}
 	s.o.Notice(fmt.Sprintf("the files of image %s are copied for container %s: %v", c.Image, c.Name, err))
 	fresh := whole + ".new" // renamed when it is whole
-	if err := errors.Join(os.RemoveAll(fresh), s.o.Images.Copy(ctx, c.ImageID, fresh)); err != nil {
+	if err := errors.Join(os.RemoveAll(fresh), os.MkdirAll(fresh, 0o755)); err != nil {
 		return "", err
+	}
+	if err := s.o.Images.Copy(ctx, c.ImageID, fresh); err != nil {
+		return "", errors.Join(err, os.RemoveAll(fresh))
 	}
 	crash.Point("container.copied")
 	return whole, os.Rename(fresh, whole)

@@ -51,7 +51,7 @@ type Images interface {
 	// Lower returns the directories of the layers of the image of an id, the
 	// uppermost first.
 	Lower(ctx context.Context, id string) ([]string, error)
-	// Copy writes its files into a new directory.
+	// Copy writes its files into an empty directory.
 	Copy(ctx context.Context, id, dir string) error
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -76,7 +77,20 @@ func ImageDiff(dir string, lower []string) ([]Change, error) {
 	}
 	var d diff
 	err := merged(lower, func(path string) error { return d.children(upper, path, "/", false) })
-	return withParents(d.changes), err
+	return withParents(withoutMountPoints(d.changes)), err
+}
+
+// mountPoints are made by the runtime for what is mounted there.
+var mountPoints = []string{"/dev", "/proc", "/sys", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf"}
+
+// withoutMountPoints leaves out what the container did not do itself. Docker
+// does not list them either.
+func withoutMountPoints(changes []Change) []Change {
+	own := slices.DeleteFunc(changes, func(c Change) bool { return slices.Contains(mountPoints, c.Path) })
+	if !slices.ContainsFunc(own, func(c Change) bool { return strings.HasPrefix(c.Path, "/etc/") }) {
+		own = slices.DeleteFunc(own, func(c Change) bool { return c.Path == "/etc" })
+	}
+	return own
 }
 
 // merged shows do what layers are together, read-only and to nobody else.

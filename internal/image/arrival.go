@@ -150,7 +150,7 @@ func (l *arrival) place(stats layer.Stats, keep, unpack bool) error {
 			return err
 		}
 	}
-	crash.Point("image.between-layer-and-blob")
+	crash.Point("image.before-layer-blob")
 	if keep {
 		return os.Rename(filepath.Join(l.dir, "blob"), l.blobPath(l.d.Digest))
 	}
@@ -188,6 +188,7 @@ func (in *intake) Read(p []byte) (int, error) {
 		}
 	}
 	if in.n-in.told >= step {
+		crash.Point("image.reading")
 		in.told = in.n
 		in.progress(in.n)
 	}

@@ -1,17 +1,20 @@
 package image
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 
 	"berth"
-	"berth/internal/layer"
+)
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
+// Both match [berth.ErrNotFound] too, wherever they are found.
+var (
+	// ErrNone is that the store has no such image.
+	ErrNone = errors.New("no such image here")
+	// ErrElsewhere is that the registry has none, or shows it to others only.
+	ErrElsewhere = errors.New("the registry has no such image")
 )
 
 // Fill adds to a container that is wished for what its image says, where its
@@ -84,59 +87,6 @@ func environment(image, user []string) []string {
 	return append(env, user...)
 }
 
-// Copy writes the files of an image's layers into a new directory: for a file
-// system that no overlay can be mounted on. What is left of an attempt that
-// failed is removed.
-func (s *Store) Copy(ctx context.Context, id, dir string) (err error) {
-	end, err := s.begin(ctx)
-	if err != nil {
-		return err
-	}
-	defer end()
-	x, err := s.readIndex()
-	if err != nil {
-		return err
-	}
-	i := slices.IndexFunc(x, func(d v1.Descriptor) bool { return idOf(d) == id })
-	if i < 0 {
-		return fmt.Errorf("image %s: %w", id, berth.ErrNotFound)
-	}
-	m, _, err := s.documents(x[i])
-	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.RemoveAll(dir))
-		}
-	}()
-	for _, d := range m.Layers {
-		if err := s.unpackInto(ctx, dir, s.blobPath(d.Digest)); err != nil {
-			return fmt.Errorf("copy layer %.19s: %w", d.Digest, full(err))
-		}
-	}
-	return nil
-}
-
-// unpackInto unpacks a layer over those below it. It was verified when it came.
-func (s *Store) unpackInto(ctx context.Context, dir, blob string) error {
-	f, err := os.Open(blob)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	plain, done, err := decompress(f)
-	if err != nil {
-		return err
-	}
-	defer done()
-	_, err = layer.Unpack(ctx, dir, plain, layer.Options{Form: layer.Onto})
-	return err
-}
-
 // Sizes are the bytes of the files of each of an image's layers, lowest first.
 func (s *Store) Sizes(img Image) []int64 {
 	var sizes []int64
@@ -145,4 +95,36 @@ func (s *Store) Sizes(img Image) []int64 {
 		sizes = append(sizes, s.layerSize(hex))
 	}
 	return sizes
+}
+
+// Fits reports whether an image for one platform runs where another is wanted.
+// What is no platform fits nowhere.
+func Fits(have, want string) bool {
+	h, err1 := parsePlatform(have)
+	w, err2 := parsePlatform(want)
+	return err1 == nil && err2 == nil && serves(h, w) > 0
+}
+
+// Full returns a name as the store keeps it, or the text itself if it is none:
+// busybox as docker.io/library/busybox:latest.
+func Full(s string) string {
+	r, err := parse(s)
+	if err != nil {
+		return s
+	}
+	return r.String()
+}
+
+// Same reports whether two words name one image.
+func Same(a, b string) bool { return Full(a) == Full(b) }
+
+// Split cuts a name into its repository and its tag, or its digest.
+func Split(name string) (repo, tag string) {
+	if repo, digest, ok := strings.Cut(name, "@"); ok {
+		return repo, digest
+	}
+	if i := strings.LastIndexByte(name, ':'); i > strings.LastIndexByte(name, '/') {
+		return name[:i], name[i+1:]
+	}
+	return name, "latest"
 }

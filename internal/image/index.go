@@ -189,7 +189,7 @@ func (x index) find(ref string) (id, full string, err error) {
 		if bad != nil {
 			return "", "", bad
 		}
-		return "", "", fmt.Errorf("image %s: %w", Short(r.String()), berth.ErrNotFound)
+		return "", "", fmt.Errorf("image %s: %w: %w", Short(r.String()), ErrNone, berth.ErrNotFound)
 	}
 	for _, d := range x {
 		if strings.HasPrefix(idOf(d), "sha256:"+hex) || d.Digest.Hex == hex {
@@ -200,7 +200,7 @@ func (x index) find(ref string) (id, full string, err error) {
 		}
 	}
 	if id == "" {
-		return "", "", fmt.Errorf("image %s: %w", clip(ref), berth.ErrNotFound)
+		return "", "", fmt.Errorf("image %s: %w: %w", clip(ref), ErrNone, berth.ErrNotFound)
 	}
 	return id, "", nil
 }

@@ -208,11 +208,3 @@ func choose(data []byte, declared types.MediaType, want v1.Platform) (v1.Descrip
 	}
 	return best, nil
 }
-
-// Fits reports whether an image for one platform runs where another is wanted.
-// What is no platform fits nowhere.
-func Fits(have, want string) bool {
-	h, err1 := parsePlatform(have)
-	w, err2 := parsePlatform(want)
-	return err1 == nil && err2 == nil && serves(h, w) > 0
-}

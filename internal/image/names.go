@@ -51,6 +51,14 @@ func parse(s string) (reference, error) {
 		}
 		r.registry, r.path, r.tag = t.RegistryStr(), t.RepositoryStr(), t.TagStr()
 	}
+	for part := range strings.SplitSeq(r.path, "/") {
+		if part == "" || strings.Trim(part[:1]+part[len(part)-1:], "abcdefghijklmnopqrstuvwxyz0123456789") != "" {
+			return bad("between two slashes is a word that begins and ends with a small letter or a digit")
+		}
+	}
+	if strings.HasSuffix(r.registry, ":") {
+		return bad("the registry has no port after the colon")
+	}
 	if r.registry == name.DefaultRegistry {
 		r.registry = hub
 	}
@@ -90,28 +98,4 @@ func clip(s string) string {
 		s = strings.ToValidUTF8(s[:most], "") + "…"
 	}
 	return s
-}
-
-// Full returns a name as the store keeps it, or the text itself if it is none:
-// busybox as docker.io/library/busybox:latest.
-func Full(s string) string {
-	r, err := parse(s)
-	if err != nil {
-		return s
-	}
-	return r.String()
-}
-
-// Same reports whether two words name one image.
-func Same(a, b string) bool { return Full(a) == Full(b) }
-
-// Split cuts a name into its repository and its tag, or its digest.
-func Split(name string) (repo, tag string) {
-	if repo, digest, ok := strings.Cut(name, "@"); ok {
-		return repo, digest
-	}
-	if i := strings.LastIndexByte(name, ':'); i > strings.LastIndexByte(name, '/') {
-		return name[:i], name[i+1:]
-	}
-	return name, "latest"
 }

@@ -129,7 +129,7 @@ func (b *blob) reopen() error {
 		return err
 	}
 	if b.off > 0 {
-		req.Header.Set("Range", "bytes="+strconv.FormatInt(b.off, 10)+"-")
+		req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", b.off, b.d.Size-1))
 	}
 	resp, err := b.client.Do(req)
 	if err != nil {
@@ -166,8 +166,11 @@ func (b *blob) Read(p []byte) (int, error) {
 	for {
 		n, err := b.read(p)
 		b.off += int64(n)
-		if n > 0 || err == nil || err == io.EOF && b.off >= b.d.Size {
-			return n, err
+		if n > 0 {
+			return n, nil
+		}
+		if err == nil || err == io.EOF && b.off >= b.d.Size {
+			return 0, err
 		}
 		if b.ctx.Err() != nil {
 			return 0, b.ctx.Err()
@@ -228,7 +231,7 @@ func said(ctx context.Context, err error) error {
 		why = clip(fmt.Sprintf("%d %s", e.StatusCode, why))
 		switch e.StatusCode {
 		case http.StatusNotFound:
-			return fmt.Errorf("%s: %w", why, berth.ErrNotFound)
+			return fmt.Errorf("%s: %w: %w", why, ErrElsewhere, berth.ErrNotFound)
 		case http.StatusUnauthorized, http.StatusForbidden:
 			return fmt.Errorf("%s: it does not exist, or needs other credentials (docker login)", why)
 		case http.StatusTooManyRequests:

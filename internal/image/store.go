@@ -8,10 +8,12 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"berth"
 	"berth/internal/crash"
+	"berth/internal/layer"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
@@ -84,16 +86,62 @@ type Image struct {
 }
 
 // Lower returns the directories of the image's layers, the uppermost first, as
-// lowerdir of an overlay wants them.
+// lowerdir of an overlay wants them. Layers below one that hides all of them
+// are not among them.
 func (s *Store) Lower(img Image) []string {
 	dirs := make([]string, 0, len(img.Layers))
-	for i := len(img.Layers) - 1; i >= 0; i-- {
-		h, err := v1.NewHash(img.Layers[i])
-		if err == nil {
-			dirs = append(dirs, filepath.Join(s.layerPath(h), "fs"))
+	for _, l := range slices.Backward(img.Layers) {
+		h, err := v1.NewHash(l)
+		if err != nil {
+			continue // an image of this store has none
+		}
+		dir := filepath.Join(s.layerPath(h), "fs")
+		dirs = append(dirs, dir)
+		// The kernel does not look for the mark at the root of a layer.
+		if hides, err := layer.Opaque(dir); err == nil && hides {
+			break
 		}
 	}
 	return dirs
+}
+
+// Copy unpacks the image's layers into an empty directory, one over the other:
+// for where overlays cannot be used.
+func (s *Store) Copy(ctx context.Context, img Image, dir string) error {
+	end, err := s.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
+	h, err := v1.NewHash(img.Digest)
+	if err != nil {
+		return fmt.Errorf("copy image %.19s: %w", img.ID, err)
+	}
+	m, _, err := s.documents(v1.Descriptor{Digest: h})
+	if err != nil {
+		return fmt.Errorf("copy image %.19s: %w", img.ID, err)
+	}
+	for _, l := range m.Layers {
+		if err := s.copyLayer(ctx, l.Digest, dir); err != nil {
+			return fmt.Errorf("copy image %.19s: layer %.19s: %w", img.ID, l.Digest, full(err))
+		}
+	}
+	return nil
+}
+
+func (s *Store) copyLayer(ctx context.Context, h v1.Hash, dir string) error {
+	f, err := os.Open(s.blobPath(h))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	plain, done, err := decompress(f)
+	if err != nil {
+		return err
+	}
+	defer done()
+	_, err = layer.Unpack(ctx, dir, plain, layer.Options{Form: layer.Onto})
+	return err
 }
 
 // Hold keeps every image that is there until release is called: a container

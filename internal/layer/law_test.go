@@ -38,7 +38,7 @@ func entriesOf(data []byte, clean bool) (entries []entry) {
 			ModTime: time.Unix(1_600_000_000+int64(data[0]), 0)}
 		e := entry{Header: h}
 		if h.Typeflag != tar.TypeDir { // what archive/tar packs
-			e.Name = "./" + strings.TrimRight(h.Name, "/")
+			e.Name = strings.TrimRight("./"+h.Name, "/")
 		}
 		switch h.Typeflag {
 		case tar.TypeReg:
@@ -136,27 +136,36 @@ func withParents(entries []entry) (all []entry) {
 // FuzzUnpack unpacks any bytes, as they are and as a list of entries: nothing
 // beside the directory changes, and what is refused is refused as invalid.
 func FuzzUnpack(f *testing.F) {
-	f.Add(pack(f, symlink("s", "../canary"), file("s/f", "x"), hardlink("h", "s/f")))
-	f.Add(pack(f, file("a/b", strings.Repeat("x", 2000)), directory("/a"), file("a/.wh..wh..opq", ""), device("b", tar.TypeChar, 0, 0)))
-	f.Add(pack(f, file(strings.Repeat("long", 200), "x").with(func(h *tar.Header) { h.PAXRecords = map[string]string{"SCHILY.xattr.user.a": "b"} })))
-	f.Add([]byte{4, 0, 200, 9, 200, 0, 0, 10, 1, 1, 5, 1, 200, 0, 10})
-	f.Fuzz(func(t *testing.T, data []byte) {
-		for _, archive := range [][]byte{data, loose(entriesOf(data, false))} {
-			for _, form := range []Form{Overlay, Onto} {
-				parent := t.TempDir()
-				dir := filepath.Join(parent, "layer")
-				must(t, os.Mkdir(dir, 0o755))
-				c := newCanary(t, parent)
-				stats, err := Unpack(context.Background(), dir, bytes.NewReader(archive), Options{Form: form, MaxBytes: 1 << 20, MaxEntries: 2000})
-				if err != nil && !errors.Is(err, berth.ErrInvalid) {
-					t.Error(err)
-				}
-				if stats.Bytes > 1<<20 || stats.Entries > 2001 {
-					t.Errorf("limits do not hold: %+v", stats)
-				}
-				c.check(t)
-			}
+	for _, seed := range [][]byte{
+		pack(f, symlink("s", "../canary"), file("s/f", "x"), hardlink("h", "s/f")),
+		pack(f, file("a/b", strings.Repeat("x", 2000)), directory("/a"), file("a/.wh..wh..opq", ""), device("b", tar.TypeChar, 0, 0)),
+		pack(f, file(strings.Repeat("long", 200), "x").with(func(h *tar.Header) { h.PAXRecords = map[string]string{"SCHILY.xattr.user.a": "b"} })),
+	} {
+		f.Add(seed, false, false)
+		f.Add(seed, false, true)
+	}
+	f.Add([]byte{4, 0, 200, 9, 200, 0, 0, 10, 1, 1, 5, 1, 200, 0, 10}, true, false)
+	f.Add([]byte{4, 0, 200, 9, 200, 0, 0, 10, 1, 1, 5, 1, 200, 0, 10}, true, true)
+	f.Fuzz(func(t *testing.T, archive []byte, list, onto bool) {
+		if list {
+			archive = loose(entriesOf(archive, false))
 		}
+		form := Overlay
+		if onto {
+			form = Onto
+		}
+		parent := t.TempDir()
+		dir := filepath.Join(parent, "layer")
+		must(t, os.Mkdir(dir, 0o755))
+		c := newCanary(t, parent)
+		stats, err := Unpack(context.Background(), dir, bytes.NewReader(archive), Options{Form: form, MaxBytes: 1 << 20, MaxEntries: 2000})
+		if err != nil && !errors.Is(err, berth.ErrInvalid) {
+			t.Error(err)
+		}
+		if stats.Bytes > 1<<20 || stats.Entries > 2001 {
+			t.Errorf("limits do not hold: %+v", stats)
+		}
+		c.check(t)
 	})
 }
 
