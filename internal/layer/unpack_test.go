@@ -211,7 +211,7 @@ func system(t testing.TB, files int) []byte {
 	t.Helper()
 	random := rand.New(rand.NewPCG(1, 2))
 	content := strings.Repeat("0123456789abcdef", 8<<10)
-	entries := []entry{directory("./")}
+	entries := []entry{directory("./"), directory("./usr"), directory("./usr/lib"), directory("./usr/lib/x86_64"), directory("./usr/share")}
 	for i := 0; len(entries) < files; i++ {
 		dir := fmt.Sprintf("./usr/share/p%d", i/10)
 		if i%10 == 0 {
