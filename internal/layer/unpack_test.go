@@ -246,7 +246,8 @@ func TestAsTarUnpacks(t *testing.T) {
 
 func tarX(t testing.TB, dir string, archive []byte) {
 	t.Helper()
-	c := exec.Command("tar", "-x", "-p", "--numeric-owner", "-C", dir)
+	// Else tar forgets the time of a directory that it comes back to.
+	c := exec.Command("tar", "-x", "-p", "--numeric-owner", "--delay-directory-restore", "-C", dir)
 	c.Stdin = bytes.NewReader(archive)
 	if out, err := c.CombinedOutput(); err != nil {
 		t.Fatalf("tar: %v: %s", err, out)
