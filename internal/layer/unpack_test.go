@@ -211,7 +211,7 @@ func system(t testing.TB, files int) []byte {
 	t.Helper()
 	random := rand.New(rand.NewPCG(1, 2))
 	content := strings.Repeat("0123456789abcdef", 8<<10)
-	entries := []entry{directory("./")}
+	entries := []entry{directory("./"), directory("./usr"), directory("./usr/lib"), directory("./usr/lib/x86_64"), directory("./usr/share")}
 	for i := 0; len(entries) < files; i++ {
 		dir := fmt.Sprintf("./usr/share/p%d", i/10)
 		if i%10 == 0 {
@@ -246,7 +246,8 @@ func TestAsTarUnpacks(t *testing.T) {
 
 func tarX(t testing.TB, dir string, archive []byte) {
 	t.Helper()
-	c := exec.Command("tar", "-x", "-p", "--numeric-owner", "-C", dir)
+	// Else tar forgets the time of a directory that it comes back to.
+	c := exec.Command("tar", "-x", "-p", "--numeric-owner", "--delay-directory-restore", "-C", dir)
 	c.Stdin = bytes.NewReader(archive)
 	if out, err := c.CombinedOutput(); err != nil {
 		t.Fatalf("tar: %v: %s", err, out)
