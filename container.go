@@ -161,7 +161,8 @@ type Attachment struct {
 	GwPriority int        `json:"gwPriority,omitempty"`
 	// Had are the addresses it had when it was connected last. It gets them
 	// again if they are free.
-	Had []netip.Addr `json:"had,omitempty"`
+	Had   []netip.Addr `json:"had,omitempty"`
+	Rates Rates        `json:"rates,omitzero"`
 }
 
 // A Restart says when a container that has ended is started again.

@@ -45,6 +45,9 @@ type Endpoint struct {
 	// table of the endpoint's own source address.
 	Slot int `json:"slot"`
 
+	// Rates are how much may pass.
+	Rates Rates `json:"rates,omitzero"`
+
 	// Leaving marks an endpoint whose kernel objects are to go: it keeps its
 	// addresses from reuse until they have gone.
 	Leaving bool              `json:"leaving,omitempty"`

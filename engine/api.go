@@ -111,6 +111,13 @@ type ConnectOptions struct {
 	Aliases    []string
 	GwPriority int
 	Labels     map[string]string
+	Rates      berth.Rates // default: no limit
+}
+
+// UpdateOptions are what of an endpoint changes.
+type UpdateOptions struct {
+	Interface string // default: the only endpoint on the network
+	Rates     berth.RateChange
 }
 
 // DisconnectOptions are which endpoints of a sandbox are disconnected.

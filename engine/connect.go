@@ -30,6 +30,9 @@ func (e *Engine) connect(ctx context.Context, network, sandbox string, o Connect
 	if o.Interface != "" && (!validLinkName(o.Interface) || o.Interface == "lo") {
 		return ep, fmt.Errorf("interface %q: a link's name has 1 to 15 characters, no space, slash or colon, and is not lo: %w", cut(o.Interface), berth.ErrInvalid)
 	}
+	if err := o.Rates.Check(); err != nil {
+		return ep, err
+	}
 	n, err := e.network(ctx, network)
 	if err != nil {
 		return ep, err
@@ -187,7 +190,10 @@ func (a *admission) endpoint(tx *store.Tx, n berth.Network) error {
 	}
 	a.ep = berth.Endpoint{
 		ID: randomID(), Network: n.ID, Sandbox: a.sb.ID, Created: time.Now().UTC(),
-		MAC: a.o.MAC, Aliases: a.o.Aliases, GwPriority: a.o.GwPriority, Labels: a.o.Labels,
+		MAC: a.o.MAC, Aliases: a.o.Aliases, GwPriority: a.o.GwPriority, Labels: a.o.Labels, Rates: a.o.Rates,
+	}
+	if err := limitable(n, a.ep.Rates); err != nil {
+		return err
 	}
 	if err := a.place(eps, n); err != nil {
 		return err

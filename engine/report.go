@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"berth"
 	"berth/internal/plan"
 )
 
@@ -25,6 +26,7 @@ func (e *Engine) report(w world, d plan.Delta) Report {
 	})
 	tell(t, d.Put.Sysctls, d.Drop.Sysctls, func(k plan.SysctlKey) string { return "sysctl " + k.Path + t.in(k.Place) })
 	tell(t, d.Put.Elems, d.Drop.Elems, func(k plan.ElemKey) string { return fmt.Sprintf("nft %s { %s }", k.Set, k.Key) })
+	tell(t, d.Put.Shapes, d.Drop.Shapes, func(k plan.LinkKey) string { return "limit of link " + k.Name + t.in(k.Place) })
 	for id, sb := range w.sandboxes {
 		if !alive(sb) {
 			r.Dead = append(r.Dead, fmt.Sprintf("sandbox %s: its namespace is gone (%s)", name(w, id), sb.Path))
@@ -98,6 +100,9 @@ func difference(have, want any) string {
 		field("link-local addresses", !hl.NoLinkLocal, !wl.NoLinkLocal)
 		return ": " + strings.Join(out, ", ")
 	}
+	if hs, ok := h.(plan.Shape); ok {
+		return ": is " + shapeText(hs) + ", should be " + shapeText(w.(plan.Shape))
+	}
 	if ha, ok := h.(plan.Addr); ok && ha.Bare {
 		return ": a route that came with it is gone"
 	}
@@ -105,6 +110,18 @@ func difference(have, want any) string {
 		return ": comment differs"
 	}
 	return fmt.Sprintf(": is %v, should be %v", h, w)
+}
+
+// shapeText says how a link holds back.
+func shapeText(s plan.Shape) string {
+	text := "none"
+	if s.Rate > 0 {
+		text = fmt.Sprintf("%s, burst %d bytes, queue %d bytes", berth.FormatRate(8*s.Rate), s.Burst, s.Queue)
+	}
+	if s.Divert != "" {
+		text += ", the other way by " + s.Divert
+	}
+	return text
 }
 
 // name is what a person calls a sandbox.

@@ -66,7 +66,8 @@ func (e *Engine) unlike(ctx context.Context, d plan.Delta) (wrong []string, err 
 	return slices.Concat(wrong,
 		differ(d.Put.Links, d.Drop.Links, have.Links), differ(d.Put.Addrs, d.Drop.Addrs, have.Addrs),
 		differ(d.Put.Routes, d.Drop.Routes, have.Routes), differ(d.Put.Rules, d.Drop.Rules, have.Rules),
-		differ(d.Put.Sysctls, nil, have.Sysctls), differ(d.Put.Elems, d.Drop.Elems, have.Elems)), nil
+		differ(d.Put.Sysctls, nil, have.Sysctls), differ(d.Put.Elems, d.Drop.Elems, have.Elems),
+		differ(d.Put.Shapes, d.Drop.Shapes, have.Shapes)), nil
 }
 
 // places are where the objects of d are.
@@ -86,6 +87,9 @@ func places(d plan.Delta) []plan.Place {
 			all[k.Place] = true
 		}
 		for k := range s.Sysctls {
+			all[k.Place] = true
+		}
+		for k := range s.Shapes {
 			all[k.Place] = true
 		}
 	}

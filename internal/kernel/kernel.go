@@ -331,6 +331,11 @@ func (s session) do(step plan.Step) error {
 		return s.put("bring up link", step.Key.Name, step.Key.Place, func(p *place) error { return s.upLink(p, step.Key.Name) })
 	case plan.DropLinks:
 		return s.drop("delete links", strings.Join(step.Names, ", "), step.Place, func(p *place) error { return p.dropLinks(step.Names) })
+	case plan.PutShape:
+		if step.Shape == (plan.Shape{}) {
+			return s.drop("let pass on", step.Key.Name, step.Key.Place, func(p *place) error { return ignoreGone(p.putShape(step)) })
+		}
+		return s.put("limit link", step.Key.Name, step.Key.Place, func(p *place) error { return p.putShape(step) })
 	case plan.PutAddr:
 		return s.put("put address", step.Key.Prefix.String()+" on "+step.Key.Link.Name, step.Key.Link.Place, func(p *place) error { return p.putAddr(step.Key) })
 	case plan.DropAddr:

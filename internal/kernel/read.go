@@ -24,7 +24,7 @@ func (k *Kernel) Read(ctx context.Context, places []plan.Place, sysctls []plan.S
 	s := k.session()
 	state := plan.State{
 		Links: map[plan.LinkKey]plan.Link{}, Addrs: map[plan.AddrKey]plan.Addr{}, Routes: map[plan.RouteKey]plan.Route{},
-		Rules: map[plan.RuleKey]struct{}{}, Sysctls: map[plan.SysctlKey]string{},
+		Rules: map[plan.RuleKey]struct{}{}, Sysctls: map[plan.SysctlKey]string{}, Shapes: map[plan.LinkKey]plan.Shape{},
 	}
 	wanted := map[plan.Place][]string{}
 	for _, key := range sysctls {
@@ -114,6 +114,11 @@ func (p *place) read(state *plan.State, pairs map[string][]plan.LinkKey, sysctls
 			}
 		}
 	}
+	if p.name == plan.Host {
+		if err := p.readShapes(state, names); err != nil {
+			return err
+		}
+	}
 	if err := p.readAddrs(state, ours); err != nil {
 		return err
 	}
@@ -135,11 +140,11 @@ func (p *place) planned(l LinkInfo) plan.Link {
 		Kind: plan.LinkKind(l.Kind), Alias: l.Alias, MTU: l.MTU, MAC: l.MAC, Up: l.Up,
 		Master: l.Master, Hairpin: l.hairpin, Isolated: l.isolated, NoLinkLocal: l.noLinkLocal,
 	}
-	if out.Kind == plan.VethLink && p.name == plan.Host {
+	if out.Kind == plan.VethLink && p.name == plan.Host || out.Kind == plan.Turnstile {
 		out.MAC = [6]byte{} // the kernel's own choice
 	}
-	if out.Master == "" {
-		out.NoLinkLocal = false // only ports of a bridge are asked to have none
+	if out.Master == "" && out.Kind != plan.Turnstile {
+		out.NoLinkLocal = false // only ports of a bridge and turnstiles are asked to have none
 	}
 	return out
 }

@@ -222,12 +222,13 @@ func (s *State) wire(place Place, a Attachment) {
 	if n.Driver == berth.Bridge {
 		host.NoLinkLocal = true // the bridge has the addresses
 		host.Master, host.Hairpin, host.Isolated = n.Bridge, true, n.Isolated
-		s.link(out, host)
-		s.link(in, inside)
-		return
 	}
 	s.link(out, host)
 	s.link(in, inside)
+	s.shapes(out, n, e)
+	if n.Driver == berth.Bridge {
+		return
+	}
 	s.quietHostEnd(out.Name, n)
 	var own []netip.Prefix
 	for _, p := range e.Addrs {

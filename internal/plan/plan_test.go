@@ -17,12 +17,16 @@ import (
 
 // model is a kernel in memory: it does steps to a State. It is what the laws
 // are checked against, with no root and no kernel.
-type model struct{ plan.State }
+type model struct {
+	plan.State
+	limits map[plan.LinkKey]berth.Rates // of inside ends, whose both states have some
+}
 
 func newModel(s plan.State) *model {
-	m := &model{plan.State{
+	m := &model{State: plan.State{
 		Links: map[plan.LinkKey]plan.Link{}, Addrs: map[plan.AddrKey]plan.Addr{}, Routes: map[plan.RouteKey]plan.Route{},
 		Rules: map[plan.RuleKey]struct{}{}, Sysctls: map[plan.SysctlKey]string{}, Elems: map[plan.ElemKey]plan.Elem{},
+		Shapes: map[plan.LinkKey]plan.Shape{},
 	}}
 	m.Add(s)
 	return m
@@ -58,6 +62,13 @@ func (m *model) do(t *rapid.T, s plan.Step) {
 		for _, n := range s.Names {
 			m.dropLink(plan.LinkKey{Place: s.Place, Name: n})
 		}
+	case plan.PutShape:
+		if _, ok := m.Links[s.Key]; !ok {
+			t.Fatalf("shapes %v, which is not there", s.Key)
+		}
+		if m.Shapes[s.Key] = s.Shape; s.Shape == (plan.Shape{}) {
+			delete(m.Shapes, s.Key)
+		}
 	case plan.PutAddr:
 		if _, ok := m.Links[s.Key.Link]; !ok {
 			t.Fatalf("puts %v on a link that is not there", s.Key)
@@ -82,6 +93,24 @@ func (m *model) do(t *rapid.T, s plan.Step) {
 	default:
 		t.Fatalf("unknown step %T", s)
 	}
+	for k, v := range m.Shapes {
+		if to := m.Links[plan.LinkKey{Place: k.Place, Name: v.Divert}]; v.Divert != "" && !(to.Kind == plan.Turnstile && to.Up) {
+			t.Fatalf("after %T what comes in by %s is lost", s, k.Name)
+		}
+	}
+	for k, l := range m.Links {
+		// Inside ends come up when all is ready.
+		want, limited := m.limits[k]
+		if limited && l.Up && !m.held(l.Peer, want) {
+			t.Fatalf("after %T %v is up and not held back", s, k)
+		}
+	}
+}
+
+// held reports whether a host end holds back what is limited.
+func (m *model) held(k plan.LinkKey, r berth.Rates) bool {
+	s := m.Shapes[k]
+	return (s.Rate > 0 || r.In.Bits == 0) && (r.Out.Bits == 0 || m.Shapes[plan.LinkKey{Place: k.Place, Name: s.Divert}].Rate > 0)
 }
 
 func (m *model) transaction(t *rapid.T, s plan.Transaction) {
@@ -109,6 +138,7 @@ func (m *model) dropLink(k plan.LinkKey) {
 		return
 	}
 	delete(m.Links, k)
+	delete(m.Shapes, k)
 	maps.DeleteFunc(m.Addrs, func(a plan.AddrKey, _ plan.Addr) bool { return a.Link == k })
 	maps.DeleteFunc(m.Routes, func(r plan.RouteKey, _ plan.Route) bool { return r.Place == k.Place && r.Dev == k.Name })
 	maps.DeleteFunc(m.Sysctls, func(s plan.SysctlKey, _ string) bool {
@@ -156,6 +186,9 @@ func drawHost(t *rapid.T) host {
 				ID: fmt.Sprintf("%02x%02x%060x", i+1, j+1, 0), Network: n.ID, Sandbox: fmt.Sprintf("s%d", j),
 				Interface: fmt.Sprintf("eth%d", i), Slot: i, GwPriority: rapid.IntRange(0, 1).Draw(t, "priority"), MAC: berth.MAC{2, 0, 0, 0, byte(i), byte(j)},
 			}
+			if n.HostEnd {
+				e.Rates = berth.Rates{In: drawRate(t), Out: drawRate(t)}
+			}
 			for _, s := range n.Subnets {
 				a := s.Prefix.Addr().AsSlice()
 				a[len(a)-1] = byte(j + 2)
@@ -172,6 +205,19 @@ func drawHost(t *rapid.T) host {
 		}
 	}
 	return h
+}
+
+func drawRate(t *rapid.T) berth.Rate {
+	return rapid.SampledFrom([]berth.Rate{{}, {}, {Bits: 1e6}, {Bits: 5e9, Burst: 8 << 20}}).Draw(t, "rate")
+}
+
+// limits are the rates of inside ends.
+func (h host) limits() map[plan.LinkKey]berth.Rates {
+	out := map[plan.LinkKey]berth.Rates{}
+	for _, e := range h.endpoints {
+		out[plan.LinkKey{Place: plan.Place(e.Sandbox), Name: e.Interface}] = e.Rates
+	}
+	return out
 }
 
 // parts are the summands of a host, the base first.
@@ -216,8 +262,10 @@ func (h host) parts() []plan.State {
 // difference end at the plan, and doing them twice changes nothing more.
 func TestStepsReachWhatIsWanted(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		have, want := plan.Sum(drawHost(t).parts()...), plan.Sum(drawHost(t).parts()...)
+		before, after := drawHost(t), drawHost(t)
+		have, want := plan.Sum(before.parts()...), plan.Sum(after.parts()...)
 		m := newModel(have)
+		m.limits = both(before.limits(), after.limits())
 		for _, s := range plan.Steps(plan.Diff(have, want)) {
 			m.do(t, s)
 		}
@@ -232,6 +280,25 @@ func TestStepsReachWhatIsWanted(t *testing.T) {
 			t.Fatalf("the steps did not lead there (-want +got):\n%s", d)
 		}
 	})
+}
+
+// both are the limits that hold in two hosts.
+func both(a, b map[plan.LinkKey]berth.Rates) map[plan.LinkKey]berth.Rates {
+	out := map[plan.LinkKey]berth.Rates{}
+	for k, r := range b {
+		old, was := a[k]
+		if !was {
+			old = r
+		}
+		if old.In.Bits == 0 {
+			r.In = berth.Rate{}
+		}
+		if old.Out.Bits == 0 {
+			r.Out = berth.Rate{}
+		}
+		out[k] = r
+	}
+	return out
 }
 
 // openness is what a state lets through: every grant that the guards of its

@@ -41,6 +41,7 @@ type State struct {
 	Rules   map[RuleKey]struct{}
 	Sysctls map[SysctlKey]string
 	Elems   map[ElemKey]Elem
+	Shapes  map[LinkKey]Shape
 }
 
 // A LinkKey names a network interface.
@@ -57,6 +58,10 @@ const (
 	BridgeLink LinkKind = "bridge"
 	VethLink   LinkKind = "veth"
 	Loopback   LinkKind = "loopback"
+	// Turnstile is an ifb(4): what is sent to it comes back out where it was
+	// taken. A queue can stand only where packets leave a link, so what comes
+	// in by one is sent through a turnstile to be held back.
+	Turnstile LinkKind = "ifb"
 )
 
 // A Link is a network interface as Berth wants it.
@@ -76,6 +81,18 @@ type Link struct {
 	Isolated bool // bridge port: reaches no other isolated port
 	// NoLinkLocal is addrgenmode none: the kernel makes no fe80:: address.
 	NoLinkLocal bool
+}
+
+// A Shape is how what passes a link is held back. The zero Shape is not at all.
+type Shape struct {
+	// What leaves the link waits in a queue (tbf) for its turn. Rate is bytes
+	// each second, 0 for no queue; Burst is the bytes that may leave at once
+	// after a pause; Queue is the bytes that may wait, those of Burst included.
+	Rate         uint64
+	Burst, Queue uint32
+	// Divert is the turnstile that what comes in by the link passes; empty for
+	// none.
+	Divert string
 }
 
 // An AddrKey is an address on a link. IPv6 addresses are put with nodad.
@@ -154,6 +171,7 @@ func (s *State) Add(p State) {
 	add(&s.Rules, p.Rules)
 	add(&s.Sysctls, p.Sysctls)
 	add(&s.Elems, p.Elems)
+	add(&s.Shapes, p.Shapes)
 }
 
 func add[K comparable, V any](into *map[K]V, from map[K]V) {
@@ -172,6 +190,7 @@ func (s *State) addr(k LinkKey, p netip.Prefix) { set(&s.Addrs, AddrKey{k, p}, A
 func (s *State) route(k RouteKey, v Route)      { set(&s.Routes, k, v) }
 func (s *State) rule(k RuleKey)                 { set(&s.Rules, k, struct{}{}) }
 func (s *State) sysctl(p Place, path, v string) { set(&s.Sysctls, SysctlKey{p, path}, v) }
+func (s *State) shape(k LinkKey, v Shape)       { set(&s.Shapes, k, v) }
 func (s *State) elem(name, key, v, comment string) {
 	set(&s.Elems, ElemKey{name, key}, Elem{v, comment})
 }
@@ -188,7 +207,7 @@ func (s State) Empty() bool { return !s.Table && s.Len() == 0 }
 
 // Len is the number of objects in s, the table not counted.
 func (s State) Len() int {
-	return len(s.Links) + len(s.Addrs) + len(s.Routes) + len(s.Rules) + len(s.Sysctls) + len(s.Elems)
+	return len(s.Links) + len(s.Addrs) + len(s.Routes) + len(s.Rules) + len(s.Sysctls) + len(s.Elems) + len(s.Shapes)
 }
 
 // A Delta is how to turn one State into another: what to put and what to drop.
@@ -222,6 +241,7 @@ func Diff(have, want State) Delta {
 	d.Put.Rules, d.Drop.Rules = diff(have.Rules, want.Rules)
 	d.Put.Sysctls, d.Drop.Sysctls = diff(have.Sysctls, want.Sysctls)
 	d.Put.Elems, d.Drop.Elems = diff(have.Elems, want.Elems)
+	d.Put.Shapes, d.Drop.Shapes = diff(have.Shapes, want.Shapes)
 	return d
 }
 
@@ -241,6 +261,7 @@ func withoutRemade(have, want State) State {
 	maps.DeleteFunc(out.Addrs, func(k AddrKey, _ Addr) bool { return remade[k.Link] })
 	maps.DeleteFunc(out.Routes, func(k RouteKey, _ Route) bool { return remade[LinkKey{k.Place, k.Dev}] })
 	maps.DeleteFunc(out.Sysctls, func(k SysctlKey, _ string) bool { return remade[LinkKey{k.Place, device(k.Path)}] })
+	maps.DeleteFunc(out.Shapes, func(k LinkKey, _ Shape) bool { return remade[k] })
 	return out
 }
 
@@ -287,6 +308,7 @@ func take(s *State, p State) State {
 		Rules:   move(s.Rules, p.Rules),
 		Sysctls: move(s.Sysctls, p.Sysctls),
 		Elems:   move(s.Elems, p.Elems),
+		Shapes:  move(s.Shapes, p.Shapes),
 	}
 }
 

@@ -44,6 +44,13 @@ type (
 		Names []string
 	}
 
+	// PutShape holds back what passes a link, as Shape says; Was is how it was.
+	// The zero Shape takes ours away.
+	PutShape struct {
+		Key        LinkKey
+		Shape, Was Shape
+	}
+
 	PutAddr struct {
 		Key AddrKey
 		// Bare says that the address stands and a route that the kernel made
@@ -143,6 +150,7 @@ func (Transaction) step()    {}
 func (PutLink) step()        {}
 func (UpLink) step()         {}
 func (DropLinks) step()      {}
+func (PutShape) step()       {}
 func (PutAddr) step()        {}
 func (DropAddr) step()       {}
 func (PutRoute) step()       {}

@@ -17,6 +17,12 @@ func (w *writer) putLink(x plan.PutLink) {
 		w.up(x.Key, x.Link)
 		return
 	}
+	if x.Link.Kind == plan.Turnstile {
+		w.why = "where what leaves the sandbox waits: a queue stands only where packets leave a link"
+		w.ipOr(x.Key.Place, "link add", x.Key.Name, "type", "ifb")
+		w.shape(x.Key, x.Link)
+		return
+	}
 	if x.Inside == (plan.Link{}) {
 		w.why = "one end of a pair that stands, back in shape"
 		if x.Link.Master == "" {

@@ -90,6 +90,8 @@ func (w *writer) step(step plan.Step) {
 		for _, name := range x.Names {
 			w.ipOr(x.Place, "link del dev", name)
 		}
+	case plan.PutShape:
+		w.putShape(x)
 	case plan.PutAddr:
 		w.why = "addresses; IPv6 without the second of duplicate address detection"
 		w.putAddr(x)

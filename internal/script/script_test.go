@@ -174,7 +174,7 @@ func situation() plan.State {
 	}}
 	db := plan.Attachment{Network: back, Endpoint: berth.Endpoint{
 		ID: strings.Repeat("2", 64), Sandbox: "web", Interface: "eth1", MAC: berth.MAC{2, 0, 10, 8, 0, 2}, Slot: 1,
-		Addrs: []netip.Prefix{prefix("10.8.0.2/24")},
+		Addrs: []netip.Prefix{prefix("10.8.0.2/24")}, Rates: berth.Rates{In: berth.Rate{Bits: 100e6}, Out: berth.Rate{Bits: 50e6, Burst: 2 << 20}},
 	}}
 	port := func(ip, to string) berth.Port {
 		return berth.Port{

@@ -60,6 +60,10 @@ ip link set dev bt22222222 mtu 1400 alias berth:22222222222222222222222222222222
 bridge link set dev bt22222222 hairpin on isolated on
 ip link set dev bt22222222 up
 
+# where what leaves the sandbox waits: a queue stands only where packets leave a link
+ip link add bt22222222-out type ifb || true
+ip link set dev bt22222222-out mtu 1400 alias berth:2222222222222222222222222222222222222222222222222222222222222222 addrgenmode none
+
 # no IPv6 where the network has none
 sysctl -qw net/ipv6/conf/bt-back/disable_ipv6=1
 
@@ -108,6 +112,18 @@ ip netns exec web sysctl -qw net/ipv6/conf/eth0/accept_redirects=0
 
 # a sandbox does not route between its networks
 ip netns exec web sysctl -qw net/ipv6/conf/eth0/forwarding=0
+
+# what goes by this link waits for its turn
+tc qdisc replace dev bt22222222-out root handle 6274: tbf rate 50000000bit burst 262144 limit 574644
+
+# up, now that it is complete
+ip link set dev bt22222222-out up
+
+# what goes by this link waits for its turn
+tc qdisc add dev bt22222222 ingress || true
+tc filter del dev bt22222222 ingress pref 9800 2>/dev/null || true
+tc filter add dev bt22222222 ingress protocol all pref 9800 u32 match u32 0 0 action mirred egress redirect dev bt22222222-out
+tc qdisc replace dev bt22222222 root handle 6274: tbf rate 100000000bit burst 125952 limit 750952
 
 # addresses; IPv6 without the second of duplicate address detection
 ip addr replace 10.8.0.1/24 dev bt-back

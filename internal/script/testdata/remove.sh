@@ -6,6 +6,7 @@ ip -n web rule del from 10.8.0.2/32 lookup 9801 priority 9801 protocol 98 || tru
 # the links go, each with its other end
 ip link del dev bt11111111 || true
 ip link del dev bt22222222 || true
+ip link del dev bt22222222-out || true
 
 # forget the connections that lead where nothing is any more; conntrack fails when it knows none
 conntrack -D -f ipv4 -s 10.9.0.2 2>/dev/null || true
