@@ -129,3 +129,13 @@ func FormatRate(bits uint64) string {
 	}
 	return strconv.FormatUint(bits, 10) + "bit"
 }
+
+// FormatBurst writes a size in bits as [ParseBurst] reads it.
+func FormatBurst(bits uint64) string {
+	for _, u := range units[5:] {
+		if bits >= u.bits && bits%u.bits == 0 {
+			return strconv.FormatUint(bits/u.bits, 10) + u.name
+		}
+	}
+	return strconv.FormatUint(bits, 10) + "bit"
+}

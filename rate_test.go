@@ -61,3 +61,12 @@ func TestRateChange(t *testing.T) {
 		}
 	}
 }
+
+func TestFormatBurst(t *testing.T) {
+	for bits, want := range map[uint64]string{256 << 13: "256kb", 8 << 20: "1mb", 12000: "1500b", 1001: "1001bit", 0: "0bit"} {
+		got := FormatBurst(bits)
+		if back, err := ParseBurst(got); got != want || err != nil || back != bits {
+			t.Errorf("FormatBurst(%d) = %s (%d, %v), want %s", bits, got, back, err, want)
+		}
+	}
+}

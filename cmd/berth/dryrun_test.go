@@ -21,7 +21,7 @@ var byHand = []string{
 	"network create --driver link --opt host=false --subnet 10.4.0.0/24 pair",
 	"! ip link add lxcbr0 address 02:00:00:00:00:07 type bridge && ip addr add 10.7.0.1/24 dev lxcbr0 && ip link set lxcbr0 up",
 	"network create --opt bridge=lxcbr0 theirs",
-	"sandbox create web api",
+	"sandbox create web api quiet1",
 	"network connect front web",
 	"network connect front api",
 	"network connect inner web",
@@ -32,14 +32,20 @@ var byHand = []string{
 	"network connect theirs path:/run/netns/ns1",
 	"publish web 8080:80 53:53/udp 127.0.0.1:9000-9003:90-93 --network front",
 	"publish ns1 8082:80 --network wire",
+	"network update wire ns1 --rate-in 8mbit --rate-out 4mbit",
+	"network update front web --rate-out 2.5gbit --burst 256kb",
+	"network update front web --rate-in 100mbit",
 	"publish --replace api 8080:80",
 	"publish --replace --cut web 8080:81 --network front",
 	"publish api 81",
 	"unpublish web 53/udp",
+	"network update front web --rate-out 0",
+	"network connect front quiet1 --rate-in 1mbit --rate-out 64kbit",
+	"network disconnect front quiet1",
 	"network disconnect quiet web",
 	"! nft flush ruleset; ip -n web link set eth0 down; ip link set bt-front mtu 1300",
 	"reconcile",
-	"! ip -n web link del eth0; ip route flush table all proto 98; nft flush map inet berth publish_any4",
+	"! tc qdisc del dev $(ip -br link show type ifb | head -1 | cut -d- -f1) ingress; ip -n web link del eth0; ip route flush table all proto 98; nft flush map inet berth publish_any4",
 	"reconcile",
 	"unpublish ns1 --all",
 	"network disconnect front web api",
@@ -48,11 +54,11 @@ var byHand = []string{
 	"sandbox rm web",
 	"! ip link del lxcbr0",
 	"network prune",
-	"sandbox rm api",
+	"sandbox rm api quiet1",
 }
 
 // answers are what a command says when it is done, behind the script.
-var answers = regexp.MustCompile(`(?m)^([0-9a-f]{64}|[a-z0-9]+ [0-9a-f.:/]+( [0-9a-f:/]+)?|[0-9]+/[a-z]+ -> .*|(missing|extra|changed|dead) .*|web|api|front|inner|quiet|wire|pair|theirs)\n`)
+var answers = regexp.MustCompile(`(?m)^([0-9a-f]{64}|[a-z0-9]+ [0-9a-f.:/]+( [0-9a-f:/]+)?|[0-9]+/[a-z]+ -> .*|(missing|extra|changed|dead) .*|web|api|quiet1|front|inner|quiet|wire|pair|theirs)\n`)
 
 // TestByHand: with --dry-run nothing changes, not a byte; and what --commands
 // prints gives another host, where only it is typed, the same kernel.
@@ -124,7 +130,7 @@ func (v *victim) kernel(t *testing.T) []string {
 		}
 		// The first line is JSON.
 		links, out, _ := strings.Cut(v.must(t, ip+" -d -j link; "+ip+" -br addr; "+ip+" rule; "+ip+" -6 rule; "+ip+" route show table all; "+
-			ip+" -6 route show table all; "+in+"bash -c 'cd /proc/sys/net; grep -s . ipv4/ip_forward ipv[46]/conf/*/{forwarding,route_localnet,accept_ra,accept_redirects,accept_dad,disable_ipv6}; true'"), "\n")
+			ip+" -6 route show table all; "+in+"tc qdisc; for l in $("+ip+" -br link show type ifb | cut -d' ' -f1); do "+in+"tc filter show dev ${l%-out} ingress | grep -v index; done; "+in+"bash -c 'cd /proc/sys/net; grep -s . ipv4/ip_forward ipv[46]/conf/*/{forwarding,route_localnet,accept_ra,accept_redirects,accept_dad,disable_ipv6}; true'"), "\n")
 		v.links(t, where, links, add)
 		out = regexp.MustCompile(`@if\d+| linkdown|@bt\S+`).ReplaceAllString(out, "")
 		add(where, regexp.MustCompile(`(?m) (UP|DOWN|LOWERLAYERDOWN|UNKNOWN) `).ReplaceAllString(out, " "))
@@ -150,7 +156,7 @@ func (v *victim) links(t *testing.T, where, text string, add func(where, text st
 		t.Fatal(err)
 	}
 	for _, l := range links {
-		if l.Linkinfo.Kind == "veth" && (where == "host" || l.Ifalias == "") {
+		if l.Linkinfo.Kind == "ifb" || l.Linkinfo.Kind == "veth" && (where == "host" || l.Ifalias == "") {
 			l.Address = "" // the kernel's choice
 		}
 		up := slices.Contains(l.Flags, "UP")

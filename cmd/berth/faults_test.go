@@ -42,6 +42,10 @@ var faults = []fault{
 	{"second connect", boxes, "berth network connect --gw-priority 1 back web", nil},
 	{"connect with ports", nets + "berth sandbox create web && ", "berth network connect -p 8888:80 front web",
 		[]string{"berth network connect front web"}},
+	{"connect with limits", nets, "berth network connect --rate-in 10mbit --rate-out 5mbit front ns1", nil},
+	{"update", nets + "berth network connect --rate-in 10mbit front ns1 && ", "berth network update --rate-in 0 --rate-out 5mbit front ns1", nil},
+	{"update back", nets + "berth network connect --rate-out 10mbit front ns1 && ", "berth network update --rate-out 0 front ns1", nil},
+	{"disconnect with limits", nets + "berth network connect --rate-out 10mbit front ns1 && ", "berth network disconnect front ns1", nil},
 	{"first wire end", "berth network create --driver link --ipv6 wire && ", "berth network connect wire ns1", nil},
 	{"second wire end", "berth network create --driver link --opt host=false wire && berth sandbox create web && berth network connect wire web && ",
 		"berth network connect wire ns1", nil},
@@ -129,13 +133,14 @@ func (v *victim) must(t *testing.T, script string, env ...string) string {
 
 // bare is all that a host without Berth has: whatever differs later is left.
 // Link-local addresses come and go with carriers.
-const bare = `nft list ruleset; ip -d -o link; ip -o -4 addr; ip rule; ip -6 rule; ip route show table all; ip -6 route show table all | grep -v fe80::
+const bare = `nft list ruleset; ip -d -o link; ip -o -4 addr; ip rule; ip -6 rule; ip route show table all; ip -6 route show table all | grep -v fe80::; tc qdisc
 ip -n ns1 -d -o link; ip -n ns1 -o addr; ip -n ns1 route show table all; ip -n ns1 -6 route show table all; ip -n ns1 rule
 cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/all/forwarding /proc/sys/net/ipv6/conf/up0/accept_ra; ls /run/netns`
 
 // wishes is what the store says, without what differs by chance.
 const wishes = `berth network ls --format '{{.Name}}'; berth sandbox ls --format '{{.Name}} on {{.Networks}}: {{.Addresses}}'
-berth port --format '{{.Sandbox}} {{.Network}} {{.Port}} {{.HostIP}} {{.HostPort}}' | sort`
+berth port --format '{{.Sandbox}} {{.Network}} {{.Port}} {{.HostIP}} {{.HostPort}}' | sort
+berth network ls -q | xargs -r berth network inspect -f '{{range .Endpoints}}{{.Sandbox}} {{.RateIn}} {{.RateOut}} {{.BurstIn}}{{end}}'`
 
 // removal takes everything away.
 const removal = `set -e

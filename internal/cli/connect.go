@@ -20,6 +20,7 @@ type connectFlags struct {
 	ip, ip6, mac, dev        string
 	aliases, labels, publish []string
 	priority                 int
+	rateFlags
 }
 
 func (p *program) connect() *cobra.Command {
@@ -33,7 +34,7 @@ is to be deleted or given a metric, or the network to be one without a way out
 
 With --publish, ports are published too, and the answer lists them; if that is
 refused, the sandbox does not stay connected.`,
-		Example:           "  berth network connect front web\n  berth network connect -p 8888:80 -p 53:53/udp front web\n  berth network connect --ip 10.9.0.7 front pid:4711\n  berth network connect --interface eth1 back path:/proc/4711/ns/net",
+		Example:           "  berth network connect front web\n  berth network connect -p 8888:80 -p 53:53/udp front web\n  berth network connect --ip 10.9.0.7 front pid:4711\n  berth network connect --interface eth1 back path:/proc/4711/ns/net\n  berth network connect --rate-in 10mbit --rate-out 5mbit front web",
 		ValidArgsFunction: p.completeConnect,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o, err := c.options()
@@ -73,6 +74,7 @@ refused, the sandbox does not stay connected.`,
 	f.IntVar(&c.priority, "gw-priority", 0, "the network with the highest `number` gives the default route")
 	f.StringArrayVar(&c.labels, "label", nil, "a label, as `KEY=VALUE`")
 	f.StringArrayVarP(&c.publish, "publish", "p", nil, "publish a `port` on this network, as \"berth publish\" does")
+	c.rateFlags.flags(cmd)
 	for _, name := range []string{"ip", "ip6", "mac-address", "interface", "alias", "gw-priority", "label", "publish"} {
 		completeFlag(cmd, name, cobra.NoFileCompletions)
 	}
@@ -85,7 +87,7 @@ refused, the sandbox does not stay connected.`,
 func (p *program) connectOne(ctx context.Context, e *engine.Engine, network, ref string, o engine.ConnectOptions, specs []berth.PortSpec) (ep berth.Endpoint, ports []berth.Port, err error) {
 	wished, err := p.wish(ctx, e, ref, func(s *container.Service, id string) error {
 		got, err := s.Connect(ctx, id, berth.Attachment{
-			Network: network, IP4: o.IP4, IP6: o.IP6, MAC: o.MAC, Interface: o.Interface, Aliases: o.Aliases, GwPriority: o.GwPriority,
+			Network: network, IP4: o.IP4, IP6: o.IP6, MAC: o.MAC, Interface: o.Interface, Aliases: o.Aliases, GwPriority: o.GwPriority, Rates: o.Rates,
 		})
 		if ep = got.Endpoint; err != nil || len(specs) == 0 {
 			return err
@@ -118,6 +120,9 @@ func (c *connectFlags) options() (engine.ConnectOptions, error) {
 	o := engine.ConnectOptions{Interface: c.dev, Aliases: c.aliases, GwPriority: c.priority}
 	var err error
 	if o.Labels, err = keyValues("label", c.labels); err != nil {
+		return o, err
+	}
+	if o.Rates, err = c.rates(); err != nil {
 		return o, err
 	}
 	if c.ip != "" {

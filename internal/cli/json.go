@@ -56,6 +56,7 @@ type endpointJSON struct {
 	Addresses                          []string
 	Aliases                            []string `json:",omitempty"`
 	Ports                              []string `json:",omitempty"`
+	ratesJSON
 }
 
 type refusalJSON struct {
@@ -90,7 +91,7 @@ func networkAsJSON(d engine.NetworkDetail, container map[string]string) networkJ
 	}
 	for _, e := range d.Endpoints {
 		j.Containers[cmp.Or(container[e.Sandbox], e.Sandbox)] = containerJSON{e.SandboxName, e.ID, e.MAC.String(), first(e.Addrs, true), first(e.Addrs, false)}
-		ej := endpointJSON{ID: e.ID, Sandbox: e.SandboxName, Interface: e.Interface, MacAddress: e.MAC.String(), Aliases: e.Aliases}
+		ej := endpointJSON{ID: e.ID, Sandbox: e.SandboxName, Interface: e.Interface, MacAddress: e.MAC.String(), Aliases: e.Aliases, ratesJSON: ratesAsJSON(e.Rates)}
 		for _, a := range e.Addrs {
 			ej.Addresses = append(ej.Addresses, a.String())
 		}
@@ -154,6 +155,7 @@ type attachedJSON struct {
 	IPv6Gateway                                  string
 	Aliases                                      []string
 	GwPriority                                   int
+	ratesJSON
 }
 
 func sandboxAsJSON(d engine.SandboxDetail, networks map[string]berth.Network) sandboxJSON {
@@ -170,7 +172,7 @@ func sandboxAsJSON(d engine.SandboxDetail, networks map[string]berth.Network) sa
 func settingsAsJSON(endpoints []engine.EndpointDetail, networks map[string]berth.Network) settingsJSON {
 	j := settingsJSON{Ports: map[string][]bindingJSON{}, Networks: map[string]attachedJSON{}}
 	for _, e := range endpoints {
-		a := attachedJSON{NetworkID: e.Network, EndpointID: e.ID, Interface: e.Interface, MacAddress: e.MAC.String(), Aliases: e.Aliases, GwPriority: e.GwPriority}
+		a := attachedJSON{NetworkID: e.Network, EndpointID: e.ID, Interface: e.Interface, MacAddress: e.MAC.String(), Aliases: e.Aliases, GwPriority: e.GwPriority, ratesJSON: ratesAsJSON(e.Rates)}
 		for _, p := range e.Addrs {
 			gw := ""
 			if g, ok := networks[e.Network].Gateway(p.Addr()); ok {

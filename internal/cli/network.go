@@ -16,7 +16,7 @@ func (p *program) network() *cobra.Command {
 		Use: "network", Short: "Networks, and who is connected to them",
 		Example: "  berth network create --subnet 10.9.0.0/24 front\n  berth network connect front web",
 	}
-	cmd.AddCommand(p.networkCreate(), p.networkRemove(), p.networkList(), p.networkInspect(), p.connect(), p.disconnect(), p.networkPrune())
+	cmd.AddCommand(p.networkCreate(), p.networkRemove(), p.networkList(), p.networkInspect(), p.connect(), p.disconnect(), p.networkUpdate(), p.networkPrune())
 	return cmd
 }
 

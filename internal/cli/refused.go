@@ -92,7 +92,7 @@ var ofRun = []verdict{
 	{flag: "log-driver", differs: "k8s-file only, which the monitor writes"},
 	{flag: "log-opt", differs: "max-size only, 16m unless given; one file is kept"},
 	{flag: "mount", differs: "bind (recursive or not) and tmpfs; no volumes"},
-	{flag: "network", differs: "also ns:PATH; of driver-opt only com.docker.network.endpoint.ifname; several in one command, and of any kind"},
+	{flag: "network", differs: "also ns:PATH; of driver-opt only com.docker.network.endpoint.ifname; several in one command, and of any kind; rate-in, rate-out and burst beside Docker's keys"},
 	{flag: "publish", short: "p", differs: "the short form only; with --network none, host, container: or ns: it is an error, not a warning"},
 	{flag: "publish-all", short: "P", differs: "without an image, the ports of --expose, without which it is refused"},
 	{flag: "security-opt", differs: "no-new-privileges, seccomp and apparmor"},

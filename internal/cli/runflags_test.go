@@ -108,6 +108,9 @@ func TestRunFlags(t *testing.T) {
 				{Network: "front", IP4: addr("10.0.0.7"), IP6: addr("fd00::7"), Aliases: []string{"a", "b"}, GwPriority: -3, Interface: "eth7"}, {Network: "back"},
 			}
 		})},
+		{"--network name=front,rate-in=10mbit,rate-out=512kbit,burst=64kb", with(func(c *berth.Container) {
+			c.Net.Networks = []berth.Attachment{{Network: "front", Rates: berth.Rates{In: berth.Rate{Bits: 10e6, Burst: 64 << 13}, Out: berth.Rate{Bits: 512e3, Burst: 64 << 13}}}}
+		})},
 		{"-p 8888:80 -P --expose 53/udp", with(func(c *berth.Container) {
 			c.Net.Ports = []berth.PortSpec{{Protocol: berth.TCP, HostLow: 8888, HostHigh: 8888, Port: 80}, {Protocol: berth.UDP, Port: 53}}
 			c.Net.Exposed = []string{"53/udp"}
@@ -161,7 +164,7 @@ func TestRunFlagsRefuse(t *testing.T) {
 		{"--rootfs host --network none --ip 10.0.0.1 x", "--ip: with --network none there is no network to have it on"},
 		{"--rootfs host --network container:a -h b x", "--hostname: with --network container:a it is that container's"},
 		{"--rootfs host --network name=a,ip=10.0.0.1 --ip 10.0.0.2 x", "--ip: --network name=a says it already"},
-		{"--rootfs host --network name=a,foo=b x", `--network "name=a,foo=b": no key "foo": name, alias, ip, ip6, mac-address, gw-priority or driver-opt is wanted`},
+		{"--rootfs host --network name=a,foo=b x", `--network "name=a,foo=b": no key "foo": name, alias, ip, ip6, mac-address, gw-priority, rate-in, rate-out, burst or driver-opt is wanted`},
 		{"--rootfs host --expose 80 x", "--expose 80: neighbours reach every port, and without an image nobody asks for a list: it goes with --publish-all"},
 		{"--rootfs host -P x", "--publish-all: no image says which ports there are: give --expose PORT too"},
 		{"--rootfs /srv/root --expose /home x", "--expose /home: a path goes with --rootfs host; -v /home:/home opens it here"},

@@ -35,7 +35,7 @@ const defaultNetwork = "bridge"
 
 func (n *netFlags) flags(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringArrayVar(&n.networks, "network", nil, "a `network`, NAME or name=NAME,ip=ADDRESS,alias=NAME,gw-priority=N,…, again for several; or none, host, container:NAME, ns:PATH (default: bridge)")
+	f.StringArrayVar(&n.networks, "network", nil, "a `network`, NAME or name=NAME,ip=ADDRESS,alias=NAME,gw-priority=N,rate-in=RATE,…, again for several; or none, host, container:NAME, ns:PATH (default: bridge)")
 	f.StringVar(&n.ip, "ip", "", "IPv4 `address` on the first network")
 	f.StringVar(&n.ip6, "ip6", "", "IPv6 `address` on the first network")
 	f.StringVar(&n.mac, "mac-address", "", "Ethernet `address` on the first network")
@@ -381,7 +381,9 @@ func parseAttachment(fields []string) (a berth.Attachment, err error) {
 		case "link-local-ip":
 			return a, fmt.Errorf("%s is refused: %s", f, linkLocal)
 		default:
-			return a, fmt.Errorf("no key %s: name, alias, ip, ip6, mac-address, gw-priority or driver-opt is wanted", quoted(key))
+			if !c.set(key, value) {
+				return a, fmt.Errorf("no key %s: name, alias, ip, ip6, mac-address, gw-priority, rate-in, rate-out, burst or driver-opt is wanted", quoted(key))
+			}
 		}
 	}
 	if a.Network == "" {
@@ -391,6 +393,6 @@ func parseAttachment(fields []string) (a berth.Attachment, err error) {
 	if err != nil {
 		return a, err
 	}
-	a.IP4, a.IP6, a.MAC, a.Aliases = o.IP4, o.IP6, o.MAC, o.Aliases
+	a.IP4, a.IP6, a.MAC, a.Aliases, a.Rates = o.IP4, o.IP6, o.MAC, o.Aliases, o.Rates
 	return a, checkAliases(a.Aliases)
 }

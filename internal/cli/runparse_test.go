@@ -127,7 +127,7 @@ func TestWordsThatCannotBe(t *testing.T) {
 		_, err := parseHost(w)
 		bad("--add-host", err, w)
 	}
-	for _, w := range []string{"", "a b", "container:", "container:a/b", "ns:x", "ns:", "x:y", "name=", "ip=10.0.0.1", "name=a,ip=x", "name=a,ip=fd00::1", "name=none", "name=a,link-local-ip=169.254.0.1", "name=a,driver-opt=x=y", "name=a,alias=b c", "name=a,gw-priority=x", "name=a,b"} {
+	for _, w := range []string{"", "a b", "container:", "container:a/b", "ns:x", "ns:", "x:y", "name=", "ip=10.0.0.1", "name=a,ip=x", "name=a,ip=fd00::1", "name=none", "name=a,link-local-ip=169.254.0.1", "name=a,driver-opt=x=y", "name=a,alias=b c", "name=a,gw-priority=x", "name=a,rate-in=x", "name=a,rate-out=10mb", "name=a,burst=64kb", "name=a,rate-in=1", "name=a,b"} {
 		_, _, err := parseNetwork(w)
 		bad("--network", err, w)
 	}

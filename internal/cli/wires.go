@@ -41,7 +41,7 @@ func (w wires) Connect(ctx context.Context, sandbox string, a berth.Attachment) 
 		}
 	}
 	ep, err := w.Engine.Connect(ctx, a.Network, sandbox, engine.ConnectOptions{
-		IP4: a.IP4, IP6: a.IP6, Prefer: a.Had, MAC: a.MAC, Interface: a.Interface, Aliases: a.Aliases, GwPriority: a.GwPriority,
+		IP4: a.IP4, IP6: a.IP6, Prefer: a.Had, MAC: a.MAC, Interface: a.Interface, Aliases: a.Aliases, GwPriority: a.GwPriority, Rates: a.Rates,
 	})
 	if err != nil {
 		return container.Endpoint{}, err
@@ -63,6 +63,11 @@ func (w wires) endpoint(ctx context.Context, ep berth.Endpoint) (container.Endpo
 
 func (w wires) Disconnect(ctx context.Context, sandbox, network string) error {
 	return w.Engine.Disconnect(ctx, network, []string{sandbox}, engine.DisconnectOptions{})
+}
+
+func (w wires) Update(ctx context.Context, sandbox, network, dev string, c berth.RateChange) error {
+	_, err := w.UpdateEndpoint(ctx, network, sandbox, engine.UpdateOptions{Interface: dev, Rates: c})
+	return err
 }
 
 func (w wires) Publish(ctx context.Context, sandbox string, specs []berth.PortSpec, o container.PublishChoice) ([]berth.Port, error) {

@@ -88,6 +88,23 @@ func (s *Service) Disconnect(ctx context.Context, ref, network string) error {
 	})
 }
 
+// UpdateNetwork changes the limits of a container's endpoint, the one named dev
+// if it is not "", now and whenever it is started.
+func (s *Service) UpdateNetwork(ctx context.Context, ref, network, dev string, change berth.RateChange) error {
+	return s.change(ctx, ref, "update", func(c *berth.Container) error {
+		c.Net.Networks = slices.Clone(c.Net.Networks)
+		i := slices.IndexFunc(c.Net.Networks, func(a berth.Attachment) bool { return a.Network == network && (dev == "" || a.Interface == dev) })
+		if i < 0 {
+			return fmt.Errorf("it is not connected to network %s: %w", network, berth.ErrNotFound)
+		}
+		var err error
+		c.Net.Networks[i].Rates, err = change.Of(c.Net.Networks[i].Rates)
+		return err
+	}, func(_ *berth.Container, r *berth.Run) error {
+		return s.o.Networks.Update(ctx, r.Sandbox, network, dev, change)
+	})
+}
+
 // rename writes a running container's names anew.
 func (s *Service) rename(ctx context.Context, c *berth.Container, r *berth.Run) error {
 	eps, err := s.o.Networks.Endpoints(ctx, r.Sandbox)

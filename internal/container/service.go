@@ -40,6 +40,8 @@ type Networks interface {
 	// need.
 	Connect(ctx context.Context, sandbox string, a berth.Attachment) (Endpoint, error)
 	Disconnect(ctx context.Context, sandbox, network string) error
+	// Update changes the limits of an endpoint, the one named dev if it is not "".
+	Update(ctx context.Context, sandbox, network, dev string, c berth.RateChange) error
 	Publish(ctx context.Context, sandbox string, specs []berth.PortSpec, o PublishChoice) ([]berth.Port, error)
 	Unpublish(ctx context.Context, sandbox string, specs []berth.PortSpec) ([]berth.Port, error)
 	// Endpoints returns how a sandbox is connected.
