@@ -34,7 +34,7 @@ func (e *Engine) updateEndpoint(ctx context.Context, network, sandbox string, o 
 	}
 	var was berth.Endpoint
 	err = e.do(ctx, locks, func(ctx context.Context) error {
-		return e.commit(ctx, func(tx *store.Tx) (plan.Delta, error) {
+		err := e.commit(ctx, func(tx *store.Tx) (plan.Delta, error) {
 			if was, err = endpointOn(tx, n, sb.ID, o.Interface); err != nil {
 				return plan.Delta{}, err
 			}
@@ -53,6 +53,13 @@ func (e *Engine) updateEndpoint(ctx context.Context, network, sandbox string, o 
 			}
 			return tx.PutEndpoint(was, scope(n))
 		})
+		if err == nil && ep.Rates == was.Rates && !e.o.DryRun {
+			// What is found done already may be a crash's, which recorded it only.
+			if whole, err := e.whole(ctx, sb.ID); err == nil && !whole {
+				return errDoubt
+			}
+		}
+		return err
 	})
 	return ep, err
 }

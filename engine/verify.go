@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 
+	"berth"
 	"berth/internal/plan"
 	"berth/internal/store"
 )
@@ -26,7 +27,7 @@ func (e *Engine) readBack(ctx context.Context, d plan.Delta) {
 }
 
 // whole reports whether the kernel has all that is wanted for a sandbox, its
-// networks and its ports.
+// networks and its ports, and no limit that is not.
 func (e *Engine) whole(ctx context.Context, sandbox string) (bool, error) {
 	var d plan.Delta
 	err := e.store.View(ctx, func(tx *store.Tx) error {
@@ -35,9 +36,12 @@ func (e *Engine) whole(ctx context.Context, sandbox string) (bool, error) {
 		if err != nil {
 			return err
 		}
-		for _, a := range atts {
+		for i, a := range atts {
 			t.networks = append(t.networks, a.Network.ID)
+			atts[i].Endpoint.Rates = berth.Rates{In: berth.Rate{Bits: 1e6}, Out: berth.Rate{Bits: 1e6}}
 		}
+		limited := plan.Sandbox(sandbox, atts)
+		d.Drop = plan.State{Links: limited.Links, Shapes: limited.Shapes}
 		ports, err := tx.PortsOf(sandbox)
 		if err != nil {
 			return err

@@ -140,7 +140,7 @@ cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/all/forwarding /proc/s
 // wishes is what the store says, without what differs by chance.
 const wishes = `berth network ls --format '{{.Name}}'; berth sandbox ls --format '{{.Name}} on {{.Networks}}: {{.Addresses}}'
 berth port --format '{{.Sandbox}} {{.Network}} {{.Port}} {{.HostIP}} {{.HostPort}}' | sort
-berth network ls -q | xargs -r berth network inspect -f '{{range .Endpoints}}{{.Sandbox}} {{.RateIn}} {{.RateOut}} {{.BurstIn}}{{end}}'`
+berth network ls -q | xargs -r berth network inspect -f '{{range .Endpoints}}{{.Sandbox}} {{.RateIn}} {{.RateOut}} {{.BurstIn}}{{println}}{{end}}' | sort`
 
 // removal takes everything away.
 const removal = `set -e
