@@ -40,6 +40,20 @@ type Network struct {
 	// Masquerade lets the network leave with the host's address.
 	Masquerade bool `json:"masquerade"`
 
+	// Open is open=true: the network may be entered from outside without a
+	// published port.
+	Open bool `json:"open,omitempty"`
+	// NoAddress is address=false: the gateways are somebody else's on the
+	// segment. The host carries frames and has no part in what is in them.
+	NoAddress bool `json:"noAddress,omitempty"`
+	// NoDefaultRoute is default-route=false: sandboxes reach the subnets only.
+	NoDefaultRoute bool `json:"noDefaultRoute,omitempty"`
+	// NoHairpin is hairpin=false: no port of the bridge sends back where a frame
+	// came from.
+	NoHairpin bool `json:"noHairpin,omitempty"`
+	// Promisc is promisc=true: the bridge takes up every frame.
+	Promisc bool `json:"promisc,omitempty"`
+
 	MTU int `json:"mtu"` // bytes
 	// Bridge is the name of the bridge on the host; empty for a link.
 	Bridge string `json:"bridge,omitempty"`
@@ -57,12 +71,16 @@ type Network struct {
 // A Subnet is one prefix of a network.
 type Subnet struct {
 	Prefix  netip.Prefix `json:"prefix"`  // masked
-	Gateway netip.Addr   `json:"gateway"` // the host's address in the prefix
+	Gateway netip.Addr   `json:"gateway"` // the host's address in the prefix; see NoAddress
 	// Range limits what is handed out; the zero Prefix means the whole subnet.
 	Range netip.Prefix `json:"range,omitzero"`
 	// Aux names addresses that are never handed out.
 	Aux map[string]netip.Addr `json:"aux,omitempty"`
 }
+
+// Routed reports whether the host is on the network itself and not only on the
+// way between its sandboxes: it has their addresses, NAT and ports.
+func (n Network) Routed() bool { return n.HostEnd && !n.NoAddress }
 
 // Has4 reports whether the network has an IPv4 subnet.
 func (n Network) Has4() bool { return n.has(true) }

@@ -56,6 +56,7 @@ var notes = map[string]string{
 	"chain caged":                                      "What an internal network may send elsewhere: answers. It begins nothing.",
 	"ct direction reply return":                        "An answer. What is not tracked, as neighbour discovery is not, has no direction and is none.",
 	"ct status dnat accept":                            "Through a published port.",
+	"iifname @open ct direction reply accept":          "Its answers to another network. What it begins there is refused, as from every network.",
 	"oifname @open accept":                             "A network that may be entered without one.",
 	"oifname != @bridges accept":                       "The way out.",
 	"ct state established,related accept":              "The answers to what left.",

@@ -30,7 +30,7 @@ func (e *Engine) obstacles(all []berth.Network) ([]Obstacle, error) {
 	var bridges []foreign.Network
 	for _, n := range all {
 		if n.Driver == berth.Bridge {
-			f := foreign.Network{Bridge: n.Bridge, Internal: n.Internal, HostDeny: n.HostDeny, IPv4: n.Has4(), IPv6: n.Has6()}
+			f := foreign.Network{Bridge: n.Bridge, Internal: n.Internal || !n.Routed(), HostDeny: n.HostDeny || !n.Routed(), IPv4: n.Has4(), IPv6: n.Has6()}
 			for _, s := range n.Subnets {
 				f.Subnets = append(f.Subnets, s.Prefix)
 			}

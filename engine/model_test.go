@@ -79,6 +79,7 @@ var kinds = []engine.NetworkSpec{
 	{NoIPv4: true, IPv6: true},
 	{Internal: true, IPv6: true},
 	{Options: map[string]string{"icc": "false", "host": "deny"}},
+	{IPv6: true, Options: map[string]string{"open": "true", "hairpin": "false"}},
 	{Driver: berth.Link, IPv6: true},
 	{Driver: berth.Link, Options: map[string]string{"host": "false"}},
 }

@@ -34,6 +34,7 @@ func (e *Engine) createNetwork(ctx context.Context, spec NetworkSpec) (berth.Net
 		return n, err
 	}
 	var final berth.Network
+	mtu := n.MTU
 	err = e.do(ctx, func() ([]lock, error) { return []lock{baseLock}, nil }, func(ctx context.Context) error {
 		// Asked again where it counts; here, so that its own bridge is not what
 		// the user is told of.
@@ -44,7 +45,7 @@ func (e *Engine) createNetwork(ctx context.Context, spec NetworkSpec) (berth.Net
 		if err != nil {
 			return err
 		}
-		if err := e.complete(&n, host); err != nil {
+		if err := e.complete(&n, mtu, host); err != nil {
 			return err
 		}
 		return e.commit(ctx, func(tx *store.Tx) (plan.Delta, error) {
@@ -81,6 +82,9 @@ func draft(spec NetworkSpec) (berth.Network, error) {
 		return n, err
 	}
 	if err := setOptions(&n, spec.Options); err != nil {
+		return n, err
+	}
+	if err := agree(n); err != nil {
 		return n, err
 	}
 	if spec.NoIPv4 && !spec.IPv6 && !slices.ContainsFunc(spec.Subnets, func(s berth.Subnet) bool { return s.Prefix.Addr().Is6() }) {
@@ -122,9 +126,9 @@ func (e *Engine) survey() (survey, error) {
 	return s, nil
 }
 
-// complete finds the network's MTU and bridge.
-func (e *Engine) complete(n *berth.Network, host survey) error {
-	if n.MTU == 0 {
+// complete finds the network's MTU, if none was asked for, and its bridge.
+func (e *Engine) complete(n *berth.Network, mtu int, host survey) error {
+	if n.MTU = mtu; mtu == 0 {
 		n.MTU = host.mtu
 	}
 	if n.Driver != berth.Bridge {
@@ -147,7 +151,12 @@ func (e *Engine) complete(n *berth.Network, host survey) error {
 		case l.Kind != "bridge":
 			return fmt.Errorf("link %s is of kind %s, no bridge: %w", l.Name, l.Kind, berth.ErrInvalid)
 		}
-		n.Owned, n.MTU = false, l.MTU
+		if n.Owned = false; n.Promisc {
+			return fmt.Errorf("option promisc: bridge %s is not Berth's to change: %w", l.Name, berth.ErrInvalid)
+		}
+		if n.MTU = l.MTU; mtu != 0 {
+			n.MTU = mtu
+		}
 		n.ForeignAddrs = nil
 		for _, p := range l.Addrs {
 			if !p.Addr().IsLinkLocalUnicast() {
@@ -294,7 +303,7 @@ func (e *Engine) subnet(n berth.Network, s berth.Subnet, all []berth.Network, ta
 	for _, o := range all {
 		// The ends of links are told apart by their own addresses; two sandboxes
 		// joined by a wire are not seen by the host at all.
-		if !o.HostEnd || !n.HostEnd || o.Driver == berth.Link && n.Driver == berth.Link {
+		if !o.Routed() || !n.Routed() || o.Driver == berth.Link && n.Driver == berth.Link {
 			continue
 		}
 		for _, t := range o.Subnets {
@@ -303,7 +312,7 @@ func (e *Engine) subnet(n berth.Network, s berth.Subnet, all []berth.Network, ta
 			}
 		}
 	}
-	if !n.HostEnd {
+	if !n.Routed() {
 		return s, nil
 	}
 	for _, l := range host.links {

@@ -22,6 +22,12 @@ var options = map[string]option{
 	"bridge":     setBridge,
 	"host":       setHost,
 
+	"open":          truth(func(n *berth.Network, v bool) { n.Open = v }),
+	"address":       truth(func(n *berth.Network, v bool) { n.NoAddress = !v }),
+	"default-route": truth(func(n *berth.Network, v bool) { n.NoDefaultRoute = !v }),
+	"hairpin":       truth(func(n *berth.Network, v bool) { n.NoHairpin = !v }),
+	"promisc":       truth(func(n *berth.Network, v bool) { n.Promisc = v }),
+
 	"com.docker.network.bridge.enable_icc":           truth(func(n *berth.Network, v bool) { n.Isolated = !v }),
 	"com.docker.network.bridge.enable_ip_masquerade": truth(func(n *berth.Network, v bool) { n.Masquerade = v }),
 	"com.docker.network.bridge.name":                 setBridge,
@@ -32,10 +38,10 @@ var options = map[string]option{
 var refused = map[string]string{
 	"com.docker.network.bridge.default_bridge":          "no bridge is special here",
 	"com.docker.network.bridge.host_binding_ipv4":       "give the host address with each port: publish SANDBOX 192.0.2.1:8080:80",
-	"com.docker.network.bridge.inhibit_ipv4":            "give the name of a bridge that has its address already: --opt bridge=NAME",
-	"com.docker.network.bridge.gateway_mode_ipv4":       "networks are nat; --internal and --opt masquerade=false are the other modes",
-	"com.docker.network.bridge.gateway_mode_ipv6":       "networks are nat; --internal and --opt masquerade=false are the other modes",
-	"com.docker.network.bridge.trusted_host_interfaces": "only published ports may be entered from outside",
+	"com.docker.network.bridge.inhibit_ipv4":            "--opt address=false leaves the bridge without an address; one that has its address already is named by --opt bridge=NAME",
+	"com.docker.network.bridge.gateway_mode_ipv4":       "networks are nat; --internal, --opt masquerade=false and --opt open=true are the other modes",
+	"com.docker.network.bridge.gateway_mode_ipv6":       "networks are nat; --internal, --opt masquerade=false and --opt open=true are the other modes",
+	"com.docker.network.bridge.trusted_host_interfaces": "published ports may be entered from everywhere; --opt open=true opens all",
 	"com.docker.network.host_ipv4":                      "the source address is the way out's own",
 	"com.docker.network.host_ipv6":                      "the source address is the way out's own",
 	"com.docker.network.container_iface_prefix":         "name the interface when connecting: --interface",
@@ -55,6 +61,26 @@ func setOptions(n *berth.Network, opts map[string]string) error {
 		}
 		if err := set(n, opts[name]); err != nil {
 			return fmt.Errorf("option %s=%s: %w", name, cut(opts[name]), err)
+		}
+	}
+	return nil
+}
+
+// agree refuses options of which one takes away what the other is about.
+func agree(n berth.Network) error {
+	for _, c := range []struct {
+		both bool
+		why  string
+	}{
+		{n.Internal && n.Open, "open=true: an internal network has no way in"},
+		{n.NoAddress && n.Driver == berth.Link, "address=false: a link's host end without an address leads nowhere; host=false makes a link between two sandboxes"},
+		{n.NoAddress && n.Open, "open=true with address=false: the host does not lead to a network on which it has no address"},
+		{n.NoAddress && n.HostDeny, "host=deny with address=false: the host has no part in a network on which it has no address"},
+		{n.Promisc && n.Driver != berth.Bridge, "promisc: only a bridge takes up frames"},
+		{n.NoHairpin && n.Driver != berth.Bridge, "hairpin: only a bridge has ports"},
+	} {
+		if c.both {
+			return fmt.Errorf("option %s: %w", c.why, berth.ErrInvalid)
 		}
 	}
 	return nil

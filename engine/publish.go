@@ -172,24 +172,31 @@ func (p *publication) target(tx *store.Tx) error {
 	if p.o.Network != "" {
 		return p.targetOn(tx, atts)
 	}
-	ep, ok := plan.DefaultEndpoint(atts, true)
+	ways := slices.DeleteFunc(atts, func(a plan.Attachment) bool { return !wayIn(a.Network) || a.Endpoint.Leaving })
+	if len(ways) == 0 {
+		return fmt.Errorf("it is only on networks without a way in (internal, or without the host): %w", berth.ErrInvalid)
+	}
+	ep, ok := plan.DefaultEndpoint(ways, true)
 	if !ok {
-		ep, ok = plan.DefaultEndpoint(atts, false)
+		ep, ok = plan.DefaultEndpoint(ways, false)
 	}
 	if !ok {
-		return fmt.Errorf("it is only on networks without a way in (internal, or without the host): %w", berth.ErrInvalid)
+		ep = ways[0].Endpoint
 	}
 	p.ep = ep
 	p.network, err = tx.Network(ep.Network)
 	return err
 }
 
+// wayIn reports whether the host leads to a network.
+func wayIn(n berth.Network) bool { return n.Routed() && !n.Internal }
+
 func (p *publication) targetOn(tx *store.Tx, atts []plan.Attachment) error {
 	n, err := tx.Network(p.o.Network)
 	if err != nil {
 		return err
 	}
-	if n.Internal || !n.HostEnd {
+	if !wayIn(n) {
 		return fmt.Errorf("network %s has no way in (internal, or without the host): %w", n.Name, berth.ErrInvalid)
 	}
 	for _, a := range atts {

@@ -93,6 +93,7 @@ func difference(have, want any) string {
 		field("mtu", hl.MTU, wl.MTU)
 		field("mac", hl.MAC, wl.MAC)
 		field("up", hl.Up, wl.Up)
+		field("promisc", hl.Promisc, wl.Promisc)
 		field("peer", hl.Peer.Name, wl.Peer.Name)
 		field("master", hl.Master, wl.Master)
 		field("hairpin", hl.Hairpin, wl.Hairpin)

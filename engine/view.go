@@ -153,7 +153,7 @@ func (f facts) base(networks []berth.Network) plan.State {
 // families reports which families any network of the host routes.
 func families(networks []berth.Network) (v4, v6 bool) {
 	for _, n := range networks {
-		if n.HostEnd {
+		if n.Routed() {
 			v4, v6 = v4 || n.Has4(), v6 || n.Has6()
 		}
 	}
@@ -309,7 +309,7 @@ func sandboxState(tx *store.Tx, ids ...string) (plan.State, error) {
 // scope is where the addresses of a network must be unique: everywhere the
 // host sees them.
 func scope(n berth.Network) string {
-	if n.HostEnd {
+	if n.Routed() {
 		return ""
 	}
 	return n.ID

@@ -17,6 +17,8 @@ var byHand = []string{
 	"network create --subnet 10.1.0.0/24,fd00:1::/64 front",
 	"network create --internal --subnet 10.2.0.0/24 inner",
 	"network create --opt icc=false --opt host=deny --opt mtu=1400 --ipv4=false --ipv6 quiet",
+	"network create --subnet 10.5.0.0/24 --opt address=false --opt promisc=true --opt bridge=seg0 seg",
+	"network create --subnet 10.6.0.0/24 --opt open=true --opt hairpin=false --opt default-route=false yard",
 	"network create --driver link --ipv6 --subnet 10.3.0.0/24 wire",
 	"network create --driver link --opt host=false --subnet 10.4.0.0/24 pair",
 	"! ip link add lxcbr0 address 02:00:00:00:00:07 type bridge && ip addr add 10.7.0.1/24 dev lxcbr0 && ip link set lxcbr0 up",
@@ -43,13 +45,15 @@ var byHand = []string{
 	"network connect front quiet1 --rate-in 1mbit --rate-out 64kbit",
 	"network disconnect front quiet1",
 	"network disconnect quiet web",
-	"! nft flush ruleset; ip -n web link set eth0 down; ip link set bt-front mtu 1300",
+	"network connect seg web",
+	"network connect yard api",
+	"! nft flush ruleset; ip link set seg0 promisc off; ip -n web link set eth0 down; ip link set bt-front mtu 1300",
 	"reconcile",
 	"! tc qdisc del dev $(ip -br link show type ifb | head -1 | cut -d- -f1) ingress; ip -n web link del eth0; ip route flush table all proto 98; nft flush map inet berth publish_any4",
 	"reconcile",
 	"unpublish ns1 --all",
 	"network disconnect front web api",
-	"network rm --force wire pair",
+	"network rm --force wire pair seg yard",
 	"network rm --force theirs",
 	"sandbox rm web",
 	"! ip link del lxcbr0",
@@ -58,7 +62,7 @@ var byHand = []string{
 }
 
 // answers are what a command says when it is done, behind the script.
-var answers = regexp.MustCompile(`(?m)^([0-9a-f]{64}|[a-z0-9]+ [0-9a-f.:/]+( [0-9a-f:/]+)?|[0-9]+/[a-z]+ -> .*|(missing|extra|changed|dead) .*|web|api|quiet1|front|inner|quiet|wire|pair|theirs)\n`)
+var answers = regexp.MustCompile(`(?m)^([0-9a-f]{64}|[a-z0-9]+ [0-9a-f.:/]+( [0-9a-f:/]+)?|[0-9]+/[a-z]+ -> .*|(missing|extra|changed|dead) .*|web|api|quiet1|front|inner|quiet|wire|pair|theirs|seg|yard)\n`)
 
 // TestByHand: with --dry-run nothing changes, not a byte; and what --commands
 // prints gives another host, where only it is typed, the same kernel.
@@ -130,7 +134,7 @@ func (v *victim) kernel(t *testing.T) []string {
 		}
 		// The first line is JSON.
 		links, out, _ := strings.Cut(v.must(t, ip+" -d -j link; "+ip+" -br addr; "+ip+" rule; "+ip+" -6 rule; "+ip+" route show table all; "+
-			ip+" -6 route show table all; "+in+"tc qdisc; for l in $("+ip+" -br link show type ifb | cut -d' ' -f1); do "+in+"tc filter show dev ${l%-out} ingress | grep -v index; done; "+in+"bash -c 'cd /proc/sys/net; grep -s . ipv4/ip_forward ipv[46]/conf/*/{forwarding,route_localnet,accept_ra,accept_redirects,accept_dad,disable_ipv6}; true'"), "\n")
+			ip+" -6 route show table all; "+in+"tc qdisc; for l in $("+ip+" -br link show type ifb | cut -d' ' -f1); do "+in+"tc filter show dev ${l%-out} ingress | grep -v index; done; "+in+"bash -c 'cd /proc/sys/net; grep -s . ipv4/ip_forward ipv[46]/conf/*/{forwarding,route_localnet,accept_ra,accept_redirects,accept_dad,disable_ipv6,rp_filter,arp_ignore}; true'"), "\n")
 		v.links(t, where, links, add)
 		out = regexp.MustCompile(`@if\d+| linkdown|@bt\S+`).ReplaceAllString(out, "")
 		add(where, regexp.MustCompile(`(?m) (UP|DOWN|LOWERLAYERDOWN|UNKNOWN) `).ReplaceAllString(out, " "))

@@ -35,6 +35,8 @@ const (
 
 var faults = []fault{
 	{"network create", "", "berth network create --subnet 10.1.0.0/24,fd00:1::/64 front", nil},
+	{"open network", "", "berth network create --ipv6 --opt open=true --opt promisc=true --opt hairpin=false yard", nil},
+	{"network without an address", nets, "berth network create --opt address=false seg", nil},
 	{"second network", nets, "berth network create third", nil},
 	{"sandbox create", "", "berth sandbox create web", nil},
 	{"connect", nets + "berth sandbox create web && ", "berth network connect front web", nil},

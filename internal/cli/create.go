@@ -30,8 +30,11 @@ auxiliary addresses belong to the subnet they lie in. The answer is the ids.
 Options (--opt): icc=false (neighbours do not reach each other), mtu=BYTES,
 bridge=NAME (a bridge of this name; one that exists is used and never deleted),
 masquerade=false, host=deny (the host's own services are closed to the network),
-and for a link host=false (two sandboxes, without the host). Docker's
-com.docker.network.* names of these are understood.`,
+and for a link host=false (two sandboxes, without the host); open=true (entered
+from outside without a published port), default-route=false (sandboxes get no
+default route), address=false (the bridge has no address: the gateway is another
+machine's on the segment), hairpin=false and promisc=true (of the bridge and its
+ports). Docker's com.docker.network.* names of these are understood.`,
 		Example: "  berth network create front back\n  berth network create --ipv6 --subnet 10.9.0.0/24 --gateway 10.9.0.254 front\n  berth network create --driver link --opt host=false wire",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			specs, err := c.specs(args)
@@ -62,7 +65,7 @@ func (c *createFlags) flags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVarP(&c.driver, "driver", "d", "bridge", "`driver`: bridge, or link (a bare veth pair with two ends)")
 	f.StringSliceVar(&c.subnets, "subnet", nil, "a `prefix`, as 10.9.0.0/24; several, of both families, are allowed; 0.0.0.0/24 is any of that size")
-	f.StringSliceVar(&c.gateways, "gateway", nil, "the host's `address` in a subnet (default: the first)")
+	f.StringSliceVar(&c.gateways, "gateway", nil, "the host's `address` in a subnet, or with --opt address=false its router's (default: the first)")
 	f.StringSliceVar(&c.ranges, "ip-range", nil, "the `part` of a subnet that addresses are handed out from")
 	f.StringArrayVar(&c.aux, "aux-address", nil, "an address that is never handed out, as `NAME=ADDRESS`")
 	f.BoolVar(&c.ipv4, "ipv4", true, "with an IPv4 subnet")

@@ -220,6 +220,12 @@ func (p *place) finish(name string, l plan.Link) error {
 // decorate adds to a change what creation does not set, and makes it.
 func (p *place) decorate(req *nl.NetlinkRequest, l plan.Link) error {
 	req.AddData(nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(l.Alias)))
+	if l.Kind == plan.BridgeLink {
+		msg := req.Data[0].(*nl.IfInfomsg)
+		if msg.Change |= unix.IFF_PROMISC; l.Promisc {
+			msg.Flags |= unix.IFF_PROMISC
+		}
+	}
 	if l.Master != "" {
 		info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
 		info.AddRtAttr(nl.IFLA_INFO_SLAVE_KIND, nl.NonZeroTerminated("bridge"))

@@ -73,7 +73,7 @@ type LinkInfo struct {
 	Index, MTU        int
 	MAC               berth.MAC
 	Master            string // empty from a look at one link
-	Up                bool
+	Up, promisc       bool
 
 	Addrs []netip.Prefix // from [Kernel.Links]
 
@@ -91,6 +91,7 @@ func (l LinkInfo) ours() bool {
 func parseLink(m []byte) (l LinkInfo, err error) {
 	msg := nl.DeserializeIfInfomsg(m)
 	l.Index, l.Up = int(msg.Index), msg.Flags&unix.IFF_UP != 0
+	l.promisc = msg.Flags&unix.IFF_PROMISC != 0
 	l.loopback = msg.Flags&unix.IFF_LOOPBACK != 0
 	attrs, err := nl.ParseRouteAttr(m[msg.Len():])
 	if err != nil {

@@ -140,6 +140,9 @@ func (p *place) planned(l LinkInfo) plan.Link {
 		Kind: plan.LinkKind(l.Kind), Alias: l.Alias, MTU: l.MTU, MAC: l.MAC, Up: l.Up,
 		Master: l.Master, Hairpin: l.hairpin, Isolated: l.isolated, NoLinkLocal: l.noLinkLocal,
 	}
+	if out.Kind == plan.BridgeLink {
+		out.Promisc = l.promisc
+	}
 	if out.Kind == plan.VethLink && p.name == plan.Host || out.Kind == plan.Turnstile {
 		out.MAC = [6]byte{} // the kernel's own choice
 	}

@@ -301,6 +301,7 @@ func forward() []chain {
 			join(ctBits(expr.CtKeySTATUS, statusDNAT), accept),
 			join(oif(), notIn("bridges"), accept),
 			join(oif(), in("open"), accept),
+			join(iif(), in("open"), direction(reply), accept),
 			refuse,
 		}},
 		{nftables.Chain{Name: "enter", Table: table}, [][]expr.Any{

@@ -57,8 +57,14 @@ func Network(n berth.Network, published bool) State {
 	}
 	if n.Owned {
 		s.link(LinkKey{Host, n.Bridge}, Link{
-			Kind: BridgeLink, Alias: Alias(n.ID), MTU: n.MTU, MAC: BridgeMAC(n.ID), Up: true,
+			Kind: BridgeLink, Alias: Alias(n.ID), MTU: n.MTU, MAC: BridgeMAC(n.ID), Up: true, Promisc: n.Promisc,
 		})
+	}
+	if n.NoAddress {
+		s.carryOnly(n)
+		return s
+	}
+	if n.Owned {
 		s.quietHostEnd(n.Bridge, n)
 	}
 	for _, sub := range n.Subnets {
@@ -79,6 +85,22 @@ func Network(n berth.Network, published bool) State {
 	return s
 }
 
+// carryOnly keeps the host out of what a bridge without an address carries. No
+// route of the host leads there, so the reverse path of what a sandbox sends to
+// the host itself never does, and a strict rp_filter drops it (ip-sysctl.rst),
+// whether it is for the host or to be routed. The firewall has no part in it:
+// what br_netfilter shows of the bridge's frames would be dropped too. A
+// foreign bridge is its owner's to close.
+func (s *State) carryOnly(n berth.Network) {
+	if !n.Owned {
+		return
+	}
+	s.sysctl(Host, "net/ipv4/conf/"+n.Bridge+"/rp_filter", "1")
+	s.sysctl(Host, "net/ipv4/conf/"+n.Bridge+"/arp_ignore", "8") // the host answers for none of its addresses
+	s.sysctl(Host, "net/ipv4/conf/"+n.Bridge+"/accept_redirects", "0")
+	s.sysctl(Host, "net/ipv6/conf/"+n.Bridge+"/disable_ipv6", "1")
+}
+
 // border adds the elements that set a network apart: dev is its interface on
 // the host, prefixes are the addresses behind it.
 func (s *State) border(n berth.Network, dev string, prefixes []netip.Prefix) {
@@ -95,12 +117,17 @@ func (s *State) border(n berth.Network, dev string, prefixes []netip.Prefix) {
 	if n.HostDeny {
 		s.elem("deaf", dev, "", by)
 	}
+	if n.Open {
+		s.elem("open", dev, "", by)
+	}
 	for _, p := range prefixes {
 		f := family(p.Addr())
 		if n.Masquerade && !n.Internal {
 			s.elem("masq"+f, p.String(), "", by)
 		}
-		s.elem("shield"+f, p.String(), "", by)
+		if !n.Open {
+			s.elem("shield"+f, p.String(), "", by)
+		}
 		s.elem("hairpin"+f, p.String()+" . "+dev, "", by)
 	}
 }
@@ -221,7 +248,7 @@ func (s *State) wire(place Place, a Attachment) {
 	inside.Peer = out
 	if n.Driver == berth.Bridge {
 		host.NoLinkLocal = true // the bridge has the addresses
-		host.Master, host.Hairpin, host.Isolated = n.Bridge, true, n.Isolated
+		host.Master, host.Hairpin, host.Isolated = n.Bridge, !n.NoHairpin, n.Isolated
 	}
 	s.link(out, host)
 	s.link(in, inside)
@@ -292,7 +319,7 @@ func (s *State) sourceRoutes(place Place, a Attachment) {
 
 // wayOut returns the gateway by which addr leaves its network, if it may.
 func wayOut(a Attachment, addr netip.Addr) (netip.Addr, bool) {
-	if a.Network.Internal || !a.Network.HostEnd {
+	if a.Network.Internal || !a.Network.HostEnd || a.Network.NoDefaultRoute {
 		return netip.Addr{}, false
 	}
 	return a.Network.Gateway(addr)

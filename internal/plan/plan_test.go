@@ -163,15 +163,18 @@ func drawHost(t *rapid.T) host {
 			ID: fmt.Sprintf("%064x", i+1), Name: fmt.Sprintf("n%d", i), Driver: berth.Bridge, HostEnd: true, MTU: 1500,
 			Owned: true, Bridge: fmt.Sprintf("bt-n%d", i), Masquerade: rapid.Bool().Draw(t, "masq"),
 			Internal: rapid.Bool().Draw(t, "internal"), Isolated: rapid.Bool().Draw(t, "isolated"), HostDeny: rapid.Bool().Draw(t, "deny"),
-			Subnets: []berth.Subnet{{Prefix: netip.MustParsePrefix(fmt.Sprintf("10.%d.0.0/24", i)), Gateway: netip.MustParseAddr(fmt.Sprintf("10.%d.0.1", i))}},
+			NoDefaultRoute: rapid.Bool().Draw(t, "noDefault"), NoHairpin: rapid.Bool().Draw(t, "noHairpin"), Promisc: rapid.Bool().Draw(t, "promisc"),
+			NoAddress: rapid.IntRange(0, 4).Draw(t, "noAddress") == 0,
+			Subnets:   []berth.Subnet{{Prefix: netip.MustParsePrefix(fmt.Sprintf("10.%d.0.0/24", i)), Gateway: netip.MustParseAddr(fmt.Sprintf("10.%d.0.1", i))}},
 		}
 		if rapid.Bool().Draw(t, "v6") {
 			n.Subnets = append(n.Subnets, berth.Subnet{Prefix: netip.MustParsePrefix(fmt.Sprintf("fd00:%d::/64", i)), Gateway: netip.MustParseAddr(fmt.Sprintf("fd00:%d::1", i))})
 		}
 		if rapid.IntRange(0, 3).Draw(t, "link") == 0 {
-			n.Driver, n.Bridge, n.Owned = berth.Link, "", false
+			n.Driver, n.Bridge, n.Owned, n.NoAddress = berth.Link, "", false, false
 			n.HostEnd = rapid.Bool().Draw(t, "hostEnd")
 		}
+		n.Open = !n.Internal && n.Routed() && rapid.Bool().Draw(t, "open")
 		h.networks = append(h.networks, n)
 	}
 	for i, n := range h.networks {
@@ -196,7 +199,7 @@ func drawHost(t *rapid.T) host {
 				e.Addrs = append(e.Addrs, netip.PrefixFrom(addr, s.Prefix.Bits()))
 			}
 			h.endpoints = append(h.endpoints, e)
-			if n.HostEnd && !n.Internal && rapid.Bool().Draw(t, "port") {
+			if n.Routed() && !n.Internal && rapid.Bool().Draw(t, "port") {
 				h.ports = append(h.ports, berth.Port{
 					PortKey: berth.PortKey{Protocol: berth.TCP, HostIP: netip.IPv4Unspecified(), HostPort: uint16(8000 + 10*i + j)},
 					Sandbox: e.Sandbox, Network: n.ID, Interface: e.Interface, To: netip.AddrPortFrom(e.Addr4(), 80),

@@ -71,6 +71,8 @@ type Link struct {
 	MTU   int    // 0 leaves the kernel's own (loopback)
 	MAC   berth.MAC
 	Up    bool
+	// Promisc: a bridge that takes up every frame.
+	Promisc bool
 
 	// Peer is a veth's other end. Both ends of a pair are in the State, each
 	// with the other as Peer.

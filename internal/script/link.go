@@ -60,6 +60,9 @@ func (w *writer) shape(k plan.LinkKey, l plan.Link) {
 		args = append(args, "address", l.MAC.String())
 	}
 	args = append(args, "alias", l.Alias)
+	if l.Kind == plan.BridgeLink {
+		args = append(args, "promisc", onOff(l.Promisc))
+	}
 	if l.Master != "" {
 		args = append(args, "master", l.Master)
 	}
@@ -189,6 +192,8 @@ func whySysctl(x plan.SetSysctl) string {
 		return "link-local addresses serve at once, without duplicate address detection"
 	case name == "accept_ra":
 		return "no neighbour can announce itself as a router"
+	case name == "rp_filter", name == "arp_ignore":
+		return "the host has no part in what the bridge carries"
 	case name == "accept_redirects":
 		return "no neighbour can bend a route"
 	case name == "disable_ipv6" && off:

@@ -34,7 +34,7 @@ func TestRender(t *testing.T) {
 	}{
 		{"bridge", plan.PutLink{Key: plan.LinkKey{Name: "bt-a"}, Link: plan.Link{Kind: plan.BridgeLink, Alias: "berth:n", MTU: 1400, MAC: mac, Up: true}}, `
 ip link add bt-a type bridge || true
-ip link set dev bt-a mtu 1400 address 02:00:00:00:00:05 alias berth:n
+ip link set dev bt-a mtu 1400 address 02:00:00:00:00:05 alias berth:n promisc off
 ip link set dev bt-a up`},
 		{"veth to a name", plan.PutLink{
 			Key:    host,

@@ -40,11 +40,11 @@ sysctl -qw net/ipv6/conf/all/forwarding=1
 
 # the bridge, with a fixed address: else it takes the lowest of its ports
 ip link add bt-back type bridge || true
-ip link set dev bt-back mtu 1400 address c2:0d:0a:d2:32:6b alias berth:bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb
+ip link set dev bt-back mtu 1400 address c2:0d:0a:d2:32:6b alias berth:bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb promisc off
 
 # the bridge, with a fixed address: else it takes the lowest of its ports
 ip link add bt-front type bridge || true
-ip link set dev bt-front mtu 1500 address 1a:9b:7f:49:b5:e0 alias berth:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa
+ip link set dev bt-front mtu 1500 address 1a:9b:7f:49:b5:e0 alias berth:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa promisc off
 
 # a pair of interfaces, made where its ends belong
 ip link add bt11111111 type veth peer name eth0 netns web || true
