@@ -45,6 +45,12 @@ type Endpoint struct {
 	// table of the endpoint's own source address.
 	Slot int `json:"slot"`
 
+	// Found marks an endpoint that others made: its interface, addresses and
+	// routes are theirs, and Berth neither makes, changes nor deletes them.
+	Found bool `json:"found,omitempty"`
+	// Link is the host's end of what was found; empty if it has none.
+	Link string `json:"link,omitempty"`
+
 	// Rates are how much may pass.
 	Rates Rates `json:"rates,omitzero"`
 

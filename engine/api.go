@@ -112,6 +112,9 @@ type ConnectOptions struct {
 	GwPriority int
 	Labels     map[string]string
 	Rates      berth.Rates // default: no limit
+	// Found says that others have connected the sandbox by Interface: it is
+	// recorded as it is, for ports and limits, and left alone.
+	Found bool
 }
 
 // UpdateOptions are what of an endpoint changes.

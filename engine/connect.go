@@ -10,6 +10,7 @@ import (
 
 	"berth"
 	"berth/internal/ipam"
+	"berth/internal/kernel"
 	"berth/internal/plan"
 	"berth/internal/store"
 )
@@ -52,6 +53,11 @@ func (e *Engine) connect(ctx context.Context, network, sandbox string, o Connect
 			return err
 		}
 		a := admission{e: e, sb: sb, o: o, present: present}
+		if o.Found {
+			if err := a.find(n); err != nil {
+				return err
+			}
+		}
 		err = e.commit(ctx, func(tx *store.Tx) (plan.Delta, error) {
 			return a.admit(tx, n.ID)
 		}, func(tx *store.Tx) error {
@@ -87,6 +93,10 @@ type admission struct {
 	sb      berth.Sandbox
 	o       ConnectOptions
 	present map[string]bool // names of the links in the sandbox
+
+	// What others have made, if it is to be recorded only.
+	found   kernel.LinkInfo
+	hostEnd string
 
 	ep berth.Endpoint
 }
@@ -192,16 +202,22 @@ func (a *admission) endpoint(tx *store.Tx, n berth.Network) error {
 		ID: randomID(), Network: n.ID, Sandbox: a.sb.ID, Created: time.Now().UTC(),
 		MAC: a.o.MAC, Aliases: a.o.Aliases, GwPriority: a.o.GwPriority, Labels: a.o.Labels, Rates: a.o.Rates,
 	}
-	if err := limitable(n, a.ep.Rates); err != nil {
+	if err := a.place(eps, n); err != nil {
 		return err
 	}
-	if err := a.place(eps, n); err != nil {
+	if a.o.Found {
+		a.ep.Found, a.ep.Link, a.ep.MAC = true, a.hostEnd, a.found.MAC
+	}
+	if err := limitable(n, a.ep); err != nil {
 		return err
 	}
 	for _, v4 := range []bool{true, false} {
 		if err := a.address(tx, n, v4); err != nil {
 			return err
 		}
+	}
+	if a.o.Found && len(a.ep.Addrs) == 0 {
+		return fmt.Errorf("interface %s has no address of network %s (%s): %w", a.o.Interface, n.Name, prefixes(n.Subnets), berth.ErrInvalid)
 	}
 	if a.ep.MAC == (berth.MAC{}) {
 		seed := a.ep.Addr4()
@@ -233,7 +249,7 @@ func (a *admission) place(eps []berth.Endpoint, n berth.Network) error {
 	}
 	a.ep.Interface = a.o.Interface
 	if a.o.Interface != "" {
-		if a.present[a.o.Interface] {
+		if a.present[a.o.Interface] && !a.o.Found {
 			return fmt.Errorf("there is a link %s in the sandbox: %w", a.o.Interface, berth.ErrExists)
 		}
 		return nil
@@ -259,6 +275,11 @@ func (a *admission) address(tx *store.Tx, n berth.Network, v4 bool) error {
 	for _, s := range n.Subnets {
 		if s.Prefix.Addr().Is4() == v4 {
 			subs = append(subs, s)
+		}
+	}
+	if a.o.Found {
+		if want = a.foundIn(subs); !want.IsValid() {
+			return nil
 		}
 	}
 	if len(subs) == 0 {

@@ -170,10 +170,14 @@ func (e *Engine) gather(ctx context.Context, first func(*store.Tx) error) (world
 	if err != nil {
 		return w, err
 	}
+	lost, err := e.lost(w.endpoints)
+	if err != nil {
+		return w, err
+	}
 	var leaving []berth.Endpoint
 	for _, ep := range w.endpoints {
 		_, onNetwork := w.networks[ep.Network]
-		if !ep.Leaving && (!onNetwork || !alive(w.sandboxes[ep.Sandbox])) {
+		if !ep.Leaving && (!onNetwork || lost[ep.ID] || !alive(w.sandboxes[ep.Sandbox])) {
 			leaving = append(leaving, ep)
 		}
 	}

@@ -320,6 +320,11 @@ func (e *Engine) subnet(n berth.Network, s berth.Subnet, all []berth.Network, ta
 			continue
 		}
 		for _, p := range l.Addrs {
+			// The ends of links are told apart by their own addresses, also from
+			// those of pairs that others made.
+			if n.Driver == berth.Link && l.Kind == string(plan.VethLink) && p.IsSingleIP() {
+				continue
+			}
 			if p.Masked().Overlaps(s.Prefix) && !p.Addr().IsLinkLocalUnicast() {
 				return s, fmt.Errorf("subnet %s overlaps %s of link %s: %w", s.Prefix, p, l.Name, berth.ErrConflict)
 			}

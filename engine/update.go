@@ -42,7 +42,7 @@ func (e *Engine) updateEndpoint(ctx context.Context, network, sandbox string, o 
 			if ep.Rates, err = o.Rates.Of(was.Rates); err != nil {
 				return plan.Delta{}, err
 			}
-			if err := limitable(n, ep.Rates); err != nil {
+			if err := limitable(n, ep); err != nil {
 				return plan.Delta{}, err
 			}
 			return touch{sandboxes: []string{sb.ID}}.around(tx, func() error { return tx.PutEndpoint(ep, scope(n)) })
@@ -92,8 +92,14 @@ func endpointOn(tx *store.Tx, n berth.Network, sandbox, dev string) (ep berth.En
 }
 
 // limitable refuses limits where the host has no end to hold back at.
-func limitable(n berth.Network, r berth.Rates) error {
-	if r == (berth.Rates{}) || n.HostEnd {
+func limitable(n berth.Network, ep berth.Endpoint) error {
+	if ep.Rates == (berth.Rates{}) {
+		return nil
+	}
+	if ep.Found && ep.Link == "" {
+		return fmt.Errorf("interface %s is no end of a pair whose other end is on the host, where a limit stands: %w", ep.Interface, berth.ErrInvalid)
+	}
+	if n.HostEnd {
 		return nil
 	}
 	return fmt.Errorf("a link between two sandboxes does not pass the host, where a limit stands: use a bridge network: %w", berth.ErrInvalid)

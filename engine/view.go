@@ -211,7 +211,7 @@ func (w world) left(d plan.Delta) (addrs []netip.Addr) {
 	for _, ep := range w.endpoints {
 		for _, a := range ep.Addrs {
 			k := plan.AddrKey{Link: plan.LinkKey{Place: plan.Place(ep.Sandbox), Name: ep.Interface}, Prefix: a}
-			if _, dropped := d.Drop.Addrs[k]; ep.Leaving && !dropped {
+			if _, dropped := d.Drop.Addrs[k]; ep.Leaving && !ep.Found && !dropped {
 				addrs = append(addrs, a.Addr())
 			}
 		}

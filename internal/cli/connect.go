@@ -20,6 +20,7 @@ type connectFlags struct {
 	ip, ip6, mac, dev        string
 	aliases, labels, publish []string
 	priority                 int
+	found                    bool
 	rateFlags
 }
 
@@ -31,6 +32,10 @@ func (p *program) connect() *cobra.Command {
 somebody else's default route stands in the way of Berth's, nothing is done; it
 is to be deleted or given a metric, or the network to be one without a way out
 (--internal). The answer is the interface inside the sandbox and its addresses.
+
+With --found, the interface is another program's, as are its addresses, which
+are to be of the network's subnets: ports and limits are Berth's, and nothing
+else is made, changed or deleted, then or when it is disconnected.
 
 With --publish, ports are published too, and the answer lists them; if that is
 refused, the sandbox does not stay connected.`,
@@ -74,6 +79,7 @@ refused, the sandbox does not stay connected.`,
 	f.IntVar(&c.priority, "gw-priority", 0, "the network with the highest `number` gives the default route")
 	f.StringArrayVar(&c.labels, "label", nil, "a label, as `KEY=VALUE`")
 	f.StringArrayVarP(&c.publish, "publish", "p", nil, "publish a `port` on this network, as \"berth publish\" does")
+	f.BoolVar(&c.found, "found", false, "others have connected it, by --interface: it is recorded and left alone")
 	c.rateFlags.flags(cmd)
 	for _, name := range []string{"ip", "ip6", "mac-address", "interface", "alias", "gw-priority", "label", "publish"} {
 		completeFlag(cmd, name, cobra.NoFileCompletions)
@@ -86,6 +92,9 @@ refused, the sandbox does not stay connected.`,
 // a restart, and publishes ports of it.
 func (p *program) connectOne(ctx context.Context, e *engine.Engine, network, ref string, o engine.ConnectOptions, specs []berth.PortSpec) (ep berth.Endpoint, ports []berth.Port, err error) {
 	wished, err := p.wish(ctx, e, ref, func(s *container.Service, id string) error {
+		if o.Found {
+			return fmt.Errorf("connect to %s: --found: the interfaces of a container are Berth's own: %w", network, berth.ErrInvalid)
+		}
 		got, err := s.Connect(ctx, id, berth.Attachment{
 			Network: network, IP4: o.IP4, IP6: o.IP6, MAC: o.MAC, Interface: o.Interface, Aliases: o.Aliases, GwPriority: o.GwPriority, Rates: o.Rates,
 		})
@@ -117,7 +126,7 @@ func takenBack(network string, err, undone error) error {
 }
 
 func (c *connectFlags) options() (engine.ConnectOptions, error) {
-	o := engine.ConnectOptions{Interface: c.dev, Aliases: c.aliases, GwPriority: c.priority}
+	o := engine.ConnectOptions{Interface: c.dev, Aliases: c.aliases, GwPriority: c.priority, Found: c.found}
 	var err error
 	if o.Labels, err = keyValues("label", c.labels); err != nil {
 		return o, err

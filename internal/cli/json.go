@@ -56,6 +56,7 @@ type endpointJSON struct {
 	Addresses                          []string
 	Aliases                            []string `json:",omitempty"`
 	Ports                              []string `json:",omitempty"`
+	Found                              bool     `json:",omitempty"`
 	ratesJSON
 }
 
@@ -91,7 +92,7 @@ func networkAsJSON(d engine.NetworkDetail, container map[string]string) networkJ
 	}
 	for _, e := range d.Endpoints {
 		j.Containers[cmp.Or(container[e.Sandbox], e.Sandbox)] = containerJSON{e.SandboxName, e.ID, e.MAC.String(), first(e.Addrs, true), first(e.Addrs, false)}
-		ej := endpointJSON{ID: e.ID, Sandbox: e.SandboxName, Interface: e.Interface, MacAddress: e.MAC.String(), Aliases: e.Aliases, ratesJSON: ratesAsJSON(e.Rates)}
+		ej := endpointJSON{ID: e.ID, Sandbox: e.SandboxName, Interface: e.Interface, MacAddress: e.MAC.String(), Aliases: e.Aliases, Found: e.Found, ratesJSON: ratesAsJSON(e.Rates)}
 		for _, a := range e.Addrs {
 			ej.Addresses = append(ej.Addresses, a.String())
 		}

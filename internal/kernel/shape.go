@@ -53,10 +53,11 @@ func filterInfo() uint32 {
 
 // putShape brings what holds back on a link from was to shape.
 func (p *place) putShape(step plan.PutShape) error {
-	index, err := p.indexOf(step.Key.Name)
+	l, err := p.link(step.Key.Name)
 	if err != nil {
 		return err
 	}
+	index := l.Index
 	want, was := step.Shape, step.Was
 	if want.Divert != was.Divert {
 		if was.Divert != "" {
@@ -71,7 +72,7 @@ func (p *place) putShape(step plan.PutShape) error {
 		}
 	}
 	if want.Rate > 0 {
-		return p.putQueue(index, want)
+		return p.putQueue(l, want)
 	}
 	if was.Rate > 0 {
 		return p.dropQueue(index)
@@ -80,9 +81,14 @@ func (p *place) putShape(step plan.PutShape) error {
 }
 
 // putQueue puts our queue at the root of a link, or changes the one that is
-// there; what waits in it stays.
-func (p *place) putQueue(index int, s plan.Shape) error {
-	req := p.tc(unix.RTM_NEWQDISC, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, index, tcRoot, ourQueue, 0)
+// there; what waits in it stays. On a link of ours it takes the place of any
+// other; on another's it does not.
+func (p *place) putQueue(l LinkInfo, s plan.Shape) error {
+	flags := unix.NLM_F_CREATE
+	if l.ours() {
+		flags |= unix.NLM_F_REPLACE
+	}
+	req := p.tc(unix.RTM_NEWQDISC, flags, l.Index, tcRoot, ourQueue, 0)
 	req.AddData(nl.NewRtAttr(nl.TCA_KIND, nl.ZeroTerminated("tbf")))
 	// struct tc_tbf_qopt: two tc_ratespec of 12 bytes, then limit, buffer, mtu.
 	var q [36]byte
@@ -97,6 +103,9 @@ func (p *place) putQueue(index int, s plan.Shape) error {
 	}
 	req.AddData(o)
 	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
+	if errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("a queue of somebody else's stands there, and so does the link ('tc qdisc del dev %s root' removes it): %w (%w)", l.Name, berth.ErrConflict, err)
+	}
 	return lacks(err, "tbf: a limit (CONFIG_NET_SCH_TBF)")
 }
 

@@ -202,6 +202,15 @@ func Sandbox(id string, all []Attachment) State {
 	if len(staying) == 0 {
 		return s
 	}
+	for _, a := range staying {
+		if a.Endpoint.Found {
+			s.found(a)
+		}
+	}
+	staying = slices.DeleteFunc(staying, func(a Attachment) bool { return a.Endpoint.Found })
+	if len(staying) == 0 {
+		return s
+	}
 	s.link(LinkKey{place, "lo"}, Link{Kind: Loopback, Up: true})
 	for _, a := range staying {
 		if !a.Network.HostEnd && a.Other == nil {
@@ -270,6 +279,24 @@ func (s *State) wire(place Place, a Attachment) {
 	}
 	s.border(n, out.Name, own)
 	s.loopbackWay(n, out.Name, a.Published)
+}
+
+// found adds what Berth has at the host end of an endpoint that others made.
+func (s *State) found(a Attachment) {
+	n, e := a.Network, a.Endpoint
+	if e.Link == "" {
+		return
+	}
+	s.shapes(LinkKey{Host, e.Link}, n, e)
+	if n.Driver != berth.Link {
+		return
+	}
+	var own []netip.Prefix
+	for _, p := range e.Addrs {
+		own = append(own, netip.PrefixFrom(p.Addr(), p.Addr().BitLen()))
+	}
+	s.border(n, e.Link, own)
+	s.loopbackWay(n, e.Link, a.Published)
 }
 
 // wireID names a wire between two sandboxes the same from both ends.
