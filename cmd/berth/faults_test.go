@@ -33,6 +33,15 @@ const (
 	ports = boxes + "berth publish web 8888:80 53:53/udp 127.0.0.1:9999:80 && "
 )
 
+// theirs is a network of what others have made, given before the test looks.
+const (
+	theirs = "berth network create --opt bridge=theirs0 theirs && "
+	given  = "ip link add theirs0 type bridge && ip addr add 10.7.0.1/24 dev theirs0 && ip link set theirs0 addrgenmode none up && " +
+		"ip link add their1 index 90 type veth peer name eth0 netns ns1 && ip link set their1 addrgenmode none master theirs0 up && " +
+		"sysctl -qw net.ipv6.conf.theirs0.disable_ipv6=1 net.ipv6.conf.their1.disable_ipv6=1 && " +
+		"ip -n ns1 addr add 10.7.0.9/24 dev eth0 && ip -n ns1 link set eth0 addrgenmode none up && until ip link show theirs0 | grep -q 'state UP'; do :; done"
+)
+
 var faults = []fault{
 	{"network create", "", "berth network create --subnet 10.1.0.0/24,fd00:1::/64 front", nil},
 	{"open network", "", "berth network create --ipv6 --opt open=true --opt promisc=true --opt hairpin=false yard", nil},
@@ -48,6 +57,9 @@ var faults = []fault{
 	{"update", nets + "berth network connect --rate-in 10mbit front ns1 && ", "berth network update --rate-in 0 --rate-out 5mbit front ns1", nil},
 	{"update back", nets + "berth network connect --rate-out 10mbit front ns1 && ", "berth network update --rate-out 0 front ns1", nil},
 	{"disconnect with limits", nets + "berth network connect --rate-out 10mbit front ns1 && ", "berth network disconnect front ns1", nil},
+	{"connect found", theirs + "true && ", "berth network connect --found --interface eth0 --rate-in 10mbit --rate-out 5mbit -p 8888:80 theirs ns1",
+		[]string{"berth network connect --found --interface eth0 --rate-in 10mbit --rate-out 5mbit theirs ns1"}},
+	{"disconnect found", theirs + "berth network connect --found --interface eth0 --rate-out 5mbit -p 8888:80 theirs ns1 && ", "berth network disconnect theirs ns1", nil},
 	{"first wire end", "berth network create --driver link --ipv6 wire && ", "berth network connect wire ns1", nil},
 	{"second wire end", "berth network create --driver link --opt host=false wire && berth sandbox create web && berth network connect wire web && ",
 		"berth network connect wire ns1", nil},
@@ -135,7 +147,7 @@ func (v *victim) must(t *testing.T, script string, env ...string) string {
 
 // bare is all that a host without Berth has: whatever differs later is left.
 // Link-local addresses come and go with carriers.
-const bare = `nft list ruleset; ip -d -o link; ip -o -4 addr; ip rule; ip -6 rule; ip route show table all; ip -6 route show table all | grep -v fe80::; tc qdisc
+const bare = `nft list ruleset; ip -d -o link | sed "s/[a-z_]*_timer *[0-9.]*//g"; ip -o -4 addr; ip rule; ip -6 rule; ip route show table all; ip -6 route show table all | grep -v fe80::; tc qdisc
 ip -n ns1 -d -o link; ip -n ns1 -o addr; ip -n ns1 route show table all; ip -n ns1 -6 route show table all; ip -n ns1 rule
 cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/all/forwarding /proc/sys/net/ipv6/conf/up0/accept_ra; ls /run/netns`
 
@@ -149,12 +161,22 @@ const removal = `set -e
 berth network ls -q | xargs -r berth network rm --force >/dev/null
 berth sandbox ls -q | xargs -r berth sandbox rm >/dev/null`
 
+// victim is the host that a verb is killed on.
+func (f fault) victim(t *testing.T) *victim {
+	t.Helper()
+	v := newVictim(t)
+	if strings.HasPrefix(f.prepare, theirs) {
+		v.must(t, given)
+	}
+	return v
+}
+
 // states are the wishes before a verb, after it, and in between.
 func (f fault) states(t *testing.T) []string {
 	t.Helper()
 	var all []string
 	for _, verb := range slices.Concat([]string{"true", f.verb}, f.between) {
-		v := newVictim(t)
+		v := f.victim(t)
 		v.must(t, f.prepare+verb)
 		all = append(all, v.must(t, wishes))
 	}
@@ -164,7 +186,7 @@ func (f fault) states(t *testing.T) []string {
 // points counts where the verb can be killed.
 func (f fault) points(t *testing.T) []string {
 	t.Helper()
-	v := newVictim(t)
+	v := f.victim(t)
 	v.must(t, f.prepare+"true")
 	log := filepath.Join(t.TempDir(), "log")
 	v.must(t, f.verb, "BERTH_CRASH_LOG="+log)
@@ -214,7 +236,7 @@ func killings(t *testing.T, n, point int, name string, kill func(t *testing.T, a
 
 // kill kills the verb at one point and mends what it left.
 func (f fault) kill(t *testing.T, point int, again bool, states []string) {
-	v := newVictim(t)
+	v := f.victim(t)
 	before := v.must(t, bare)
 	v.must(t, f.prepare+"true")
 	out, err := v.sh("exec "+f.verb, fmt.Sprintf("BERTH_CRASH=%d", point))

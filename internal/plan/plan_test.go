@@ -63,7 +63,7 @@ func (m *model) do(t *rapid.T, s plan.Step) {
 			m.dropLink(plan.LinkKey{Place: s.Place, Name: n})
 		}
 	case plan.PutShape:
-		if _, ok := m.Links[s.Key]; !ok {
+		if _, ok := m.Links[s.Key]; !ok && !strings.HasPrefix(s.Key.Name, "veth") { // others'
 			t.Fatalf("shapes %v, which is not there", s.Key)
 		}
 		if m.Shapes[s.Key] = s.Shape; s.Shape == (plan.Shape{}) {
@@ -77,7 +77,7 @@ func (m *model) do(t *rapid.T, s plan.Step) {
 	case plan.DropAddr:
 		delete(m.Addrs, s.Key)
 	case plan.PutRoute:
-		if l, ok := m.Links[plan.LinkKey{Place: s.Key.Place, Name: s.Key.Dev}]; !ok || !l.Up {
+		if l, ok := m.Links[plan.LinkKey{Place: s.Key.Place, Name: s.Key.Dev}]; (!ok || !l.Up) && !strings.HasPrefix(s.Key.Dev, "veth") {
 			t.Fatalf("routes by %s, which is not up", s.Key.Dev)
 		}
 		m.Routes[s.Key] = s.Route
@@ -191,6 +191,9 @@ func drawHost(t *rapid.T) host {
 			}
 			if n.HostEnd {
 				e.Rates = berth.Rates{In: drawRate(t), Out: drawRate(t)}
+				if e.Found = n.Routed() && rapid.IntRange(0, 3).Draw(t, "found") == 0; e.Found {
+					e.Link = fmt.Sprintf("veth%d%d", i, j)
+				}
 			}
 			for _, s := range n.Subnets {
 				a := s.Prefix.Addr().AsSlice()

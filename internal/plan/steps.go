@@ -62,6 +62,12 @@ func (b *builder) closeWays() {
 			b.add(SetSysctl{k, b.d.Put.Sysctls[k]})
 		}
 	}
+	// A link that others made stays, and so would its way.
+	for _, k := range sorted(b.d.Drop.Sysctls, compareSysctl) {
+		if _, again := b.d.Put.Sysctls[k]; !again && isWay(k) && b.d.Drop.Sysctls[k] != "0" && !b.linkGoes(LinkKey{k.Place, device(k.Path)}) {
+			b.add(SetSysctl{k, "0"})
+		}
+	}
 }
 
 // closes reports whether k closes a way of a link that stands already.
