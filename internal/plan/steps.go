@@ -110,46 +110,6 @@ func (b *builder) globalSysctls() {
 	b.add(forward...)
 }
 
-// dropShapes takes away what holds back, on links that stay. What diverts to a
-// turnstile goes before the turnstile: packets sent to one that is not there
-// are lost.
-func (b *builder) dropShapes() {
-	for _, k := range sorted(b.d.Drop.Shapes, compareLink) {
-		was, want := b.d.Drop.Shapes[k], b.d.Put.Shapes[k]
-		if !b.linkGoes(k) && (want == (Shape{}) || b.straightens(k)) {
-			b.add(PutShape{k, want, was})
-		}
-	}
-}
-
-// straightens reports whether what comes in by k is no longer diverted.
-func (b *builder) straightens(k LinkKey) bool {
-	return b.d.Drop.Shapes[k].Divert != "" && b.d.Put.Shapes[k].Divert == ""
-}
-
-// putShapes comes while new links are down at their inside: nothing passes
-// that is not held back. A turnstile is up before anything is diverted to it.
-func (b *builder) putShapes(up map[LinkKey]bool) {
-	var diverted []Step
-	for _, k := range sorted(b.d.Put.Shapes, compareLink) {
-		step := PutShape{k, b.d.Put.Shapes[k], b.d.Drop.Shapes[k]}
-		switch {
-		case b.straightens(k):
-		case step.Shape.Divert != "":
-			diverted = append(diverted, step)
-		default:
-			b.add(step)
-		}
-	}
-	for _, k := range sorted(up, compareLink) {
-		if up[k] && b.d.Put.Links[k].Kind == Turnstile {
-			b.add(UpLink{k})
-			delete(up, k)
-		}
-	}
-	b.add(diverted...)
-}
-
 func (b *builder) dropInside() {
 	for _, k := range sorted(b.d.Drop.Rules, compareRule) {
 		b.add(DropRule{k})
