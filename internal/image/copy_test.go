@@ -35,6 +35,7 @@ func TestCopy(t *testing.T) {
 		"whiteout":  {[][]byte{archive(t, "a/", "a/x 1", "a/y 2", "b 3"), archive(t, "a/", "a/.wh.x", "a/z 4", ".wh.b")}, []string{"a/", "a/y 2", "a/z 4"}},
 		"opaque":    {[][]byte{archive(t, "a/", "a/x 1", "b 3"), archive(t, "a/", "a/.wh..wh..opq", "a/z 4")}, []string{"a/", "a/z 4", "b 3"}},
 		"all of it": {[][]byte{archive(t, "a/", "a/x 1", "b 3"), archive(t, ".wh..wh..opq", "c 5"), archive(t, "d 6")}, []string{"c 5", "d 6"}},
+		"twice":     {[][]byte{archive(t, "a/", "a/x 1"), archive(t, ".wh.a", "b 2"), archive(t, "a/", "a/x 1")}, []string{"a/", "a/x 1", "b 2"}},
 		"replaced":  {[][]byte{archive(t, "a/", "a/x 1"), archive(t, "a 2")}, []string{"a 2"}},
 	} {
 		var layers []v1.Layer
