@@ -61,6 +61,7 @@ var rules = []rule{
 			"berth/internal/demo",  // makes a private host of its own process
 			"berth/internal/oci",   // looks into a root that is not trusted
 			"berth/internal/layer", // makes files below a root that is not trusted
+			"berth/internal/image", // locks files, and puts what it made on the disk
 		},
 		why: "system calls are made at the edges"},
 	{imports: []string{"github.com/spf13"}, only: []string{"berth/internal/cli", "berth/internal/demo", "berth/cmd"},
@@ -71,6 +72,8 @@ var rules = []rule{
 		"berth/internal/demo", // runs berth itself
 	},
 		why: "no ip, nft or iptables is run: only a container runtime is"},
+	{imports: []string{"github.com/google/go-containerregistry", "github.com/docker/cli"}, only: []string{"berth/internal/image"},
+		why: "one package speaks to registries, so that what they say is verified in one place"},
 	{imports: []string{"testing", "github.com/rogpeppe", "github.com/google/go-cmp", "pgregory.net/rapid"},
 		only: forTests, why: "it is for tests"},
 	{imports: forTests, only: forTests, why: "it is for tests"},
@@ -273,6 +276,9 @@ func TestArchitectureRules(t *testing.T) {
 		{"berth/internal/dns", "berth/internal/zone", true},
 		{"berth/internal/dns", "os/exec", false},
 		{"berth/internal/oci", "os/exec", true},
+		{"berth/internal/image", "github.com/google/go-containerregistry/pkg/v1/remote", true},
+		{"berth/internal/image", "berth/engine", false},
+		{"berth/internal/container", "github.com/google/go-containerregistry/pkg/v1", false},
 		{"berth/examples/hello", "berth/engine", true},
 		{"berth/cmd/berth", "berth/internal/cli", true},
 	} {

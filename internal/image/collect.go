@@ -14,6 +14,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// tidy removes garbage, best effort: what it finds wrong is not of the image
+// that was brought in, and Prune says it.
+func (s *Store) tidy(ctx context.Context) { _, _ = s.collected(ctx) }
+
 // collect removes garbage, unless somebody makes or reads blobs now: who ends
 // last collects.
 func (s *Store) collect(ctx context.Context) error {

@@ -155,7 +155,8 @@ func TestCrash(t *testing.T) {
 					t.Errorf("point %d: prune: %v", n, err)
 				}
 				if gone {
-					if got := files(t, s); !slices.Equal(got, bare) {
+					spare := func(f string) bool { return f == "index.json.new" }
+					if got := slices.DeleteFunc(files(t, s), spare); !slices.Equal(got, slices.DeleteFunc(slices.Clone(bare), spare)) {
 						t.Errorf("point %d: left: %q", n, got)
 					}
 					continue

@@ -2,6 +2,7 @@ package image
 
 import (
 	"bufio"
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -31,7 +32,6 @@ import (
 // A debian is Debian's docker-registry, running.
 type debian struct {
 	host, dir string
-	cert      string // of a server with TLS
 }
 
 var listening = regexp.MustCompile(`listening on (127\.0\.0\.1:\d+)`)
@@ -230,9 +230,10 @@ func elsewhere(s *Store, to string) *Store {
 	for _, tr := range []interface{ CloseIdleConnections() }{s.wire.strict, s.wire.lax} {
 		tr.CloseIdleConnections()
 	}
-	dial := func(network, _ string) (net.Conn, error) { return net.Dial(network, to) }
-	s.wire.strict.Dial, s.wire.lax.Dial = dial, dial //nolint:staticcheck // shorter
-	s.wire.strict.DialContext, s.wire.lax.DialContext = nil, nil
+	dial := func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, network, to)
+	}
+	s.wire.strict.DialContext, s.wire.lax.DialContext = dial, dial
 	return s
 }
 

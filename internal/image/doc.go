@@ -3,7 +3,9 @@
 // containers or networks.
 //
 // A store is one directory, an OCI image layout that other tools can read
-// (skopeo copy oci:DIR:NAME), with each layer unpacked beside it:
+// (skopeo copy oci:DIR:NAME; skopeo passes over images in Docker's own media
+// types, which are kept as they came so that their digests stay: Save writes
+// those for it), with each layer unpacked beside it:
 //
 //	index.json            what there is: a descriptor for each name
 //	blobs/sha256/HEX      manifests, configurations and layers as they came

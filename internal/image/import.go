@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -49,10 +48,11 @@ func (s *Store) Import(ctx context.Context, r io.Reader, name string, changes []
 	}
 	img, err := s.importTree(ctx, r, name, &cf)
 	end()
+	s.tidy(ctx)
 	if err != nil {
-		return Image{}, errors.Join(fmt.Errorf("import: %w", full(err)), s.collect(ctx))
+		return Image{}, fmt.Errorf("import: %w", full(err))
 	}
-	return img, s.collect(ctx)
+	return img, nil
 }
 
 func (s *Store) importTree(ctx context.Context, r io.Reader, name string, cf *v1.ConfigFile) (Image, error) {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -65,8 +66,12 @@ func (s *Store) updateIndex(ctx context.Context, f func(index) (index, error)) e
 	if err != nil {
 		return err
 	}
-	if x, err = f(slices.Clone(x)); err != nil {
+	was := slices.Clone(x)
+	if x, err = f(x); err != nil {
 		return err
+	}
+	if reflect.DeepEqual(x, was) {
+		return nil
 	}
 	data, err := json.MarshalIndent(v1.IndexManifest{SchemaVersion: 2, MediaType: types.OCIImageIndex, Manifests: append(index{}, x...)}, "", "\t")
 	if err != nil {
@@ -82,6 +87,11 @@ func (s *Store) updateIndex(ctx context.Context, f func(index) (index, error)) e
 // with returns the index with an image under a name, which it takes from
 // whoever had it. An image that loses its last name stays without one.
 func (x index) with(d v1.Descriptor, full, id, source string) index {
+	if slices.ContainsFunc(x, func(o v1.Descriptor) bool {
+		return o.Digest == d.Digest && nameOf(o) == full && idOf(o) == id && sourceOf(o) == source
+	}) {
+		return x
+	}
 	x = x.without(full)
 	d.Annotations = map[string]string{noteID: id}
 	if source != "" {

@@ -36,10 +36,11 @@ func (s *Store) Load(ctx context.Context, r io.Reader, progress func(Event)) ([]
 	}
 	names, err := s.load(ctx, r, inTurn(progress))
 	end()
+	s.tidy(ctx)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("load: %w", full(err)), s.collect(ctx))
+		return nil, fmt.Errorf("load: %w", full(err))
 	}
-	return names, s.collect(ctx)
+	return names, nil
 }
 
 func (s *Store) load(ctx context.Context, r io.Reader, tell func(Event)) (names []string, err error) {

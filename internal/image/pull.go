@@ -62,7 +62,8 @@ func (s *Store) Pull(ctx context.Context, ref string, o PullOptions) (Image, err
 	if err != nil {
 		return Image{}, fmt.Errorf("pull %s: %w", Short(r.String()), err)
 	}
-	return img, s.collect(ctx)
+	s.tidy(ctx)
+	return img, nil
 }
 
 // pull asks the mirrors, and then the registry itself.

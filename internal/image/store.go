@@ -90,7 +90,12 @@ type Image struct {
 // are not among them.
 func (s *Store) Lower(img Image) []string {
 	dirs := make([]string, 0, len(img.Layers))
-	for _, l := range slices.Backward(img.Layers) {
+	for i, l := range slices.Backward(img.Layers) {
+		// The kernel refuses one directory twice. What the lower one of two
+		// equal layers has or hides, the upper one has or hides too.
+		if slices.Contains(img.Layers[i+1:], l) {
+			continue
+		}
 		h, err := v1.NewHash(l)
 		if err != nil {
 			continue // an image of this store has none

@@ -166,10 +166,7 @@ func (w *wire) once(req *http.Request) (*http.Response, error) {
 		t = w.lax
 	}
 	resp, err := t.RoundTrip(req.WithContext(ctx))
-	if !timer.Stop() {
-		err = errors.Join(stalled, err)
-	}
-	if err != nil {
+	if !timer.Stop() || err != nil {
 		if context.Cause(ctx) == stalled {
 			err = &stallError{stalled}
 		}
