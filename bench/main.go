@@ -26,7 +26,7 @@ import (
 var (
 	quick   = flag.Bool("quick", false, "few rounds: to see that it runs, not to be believed")
 	out     = flag.String("o", "", "write the table to this `file` as well")
-	only    = flag.String("only", "", "only the parts whose names contain this `text`: attach, process, ports, path, conntrack, container, podman")
+	only    = flag.String("only", "", "only the parts whose names contain this `text`: attach, process, ports, path, conntrack, container, podman, images")
 	program = flag.String("berth", "", "the berth program, a `file`; it is built, if none is given")
 	inside  = flag.Bool("inside", false, "for itself: it is in its own namespaces, and file 3 is the berth program")
 )
@@ -49,6 +49,7 @@ var parts = []struct {
 	{"conntrack", connections},
 	{"container", containers},
 	{"podman", beside},
+	{"images", images},
 }
 
 func main() {

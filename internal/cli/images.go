@@ -47,6 +47,7 @@ func (p *program) fetch(ctx context.Context, s *image.Store, ref, platform strin
 		fmt.Fprintf(w, "%s: Pulling from %s\n", tag, strings.TrimPrefix(repo, "docker.io/"))
 		o.Progress = newProgress(w).tell
 	}
+	sideBySide()
 	img, err := s.Pull(ctx, ref, o)
 	if err != nil || quiet {
 		return err
@@ -239,6 +240,7 @@ func (p *program) imageLoad() *cobra.Command {
 				if !quiet {
 					tell = newProgress(p.err).tell
 				}
+				sideBySide()
 				names, err := s.Load(cmd.Context(), from, tell)
 				for _, n := range names {
 					what := "Loaded image: " + image.Short(n)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 
 	"github.com/spf13/cobra"
 
@@ -26,6 +27,10 @@ func (p *program) images() (*image.Store, error) {
 	}
 	return image.Open(image.Options{Dir: filepath.Join(root, "images"), Mirrors: c.Mirrors, Insecure: c.Insecure})
 }
+
+// sideBySide lets layers be fetched and unpacked side by side; all else of Berth
+// runs on one processor.
+func sideBySide() { runtime.GOMAXPROCS(runtime.NumCPU()) }
 
 // layers give containers the files of their images.
 type layers struct{ *program }
