@@ -119,6 +119,9 @@ func (e *Engine) removeSandbox(ctx context.Context, ref string) error {
 	locks := func() ([]lock, error) {
 		return []lock{{store.LockSandbox, sb.ID, true}, {store.LockSandbox, "name-" + sb.Name, true}}, nil
 	}
+	// Best effort, as ever: a lock file without its sandbox is only a file.
+	defer e.store.Forget(store.LockSandbox, "name-"+sb.Name)
+	defer e.store.Forget(store.LockSandbox, sb.ID)
 	return e.do(ctx, locks, func(ctx context.Context) error {
 		// As with creation: an intent that names only the pin.
 		going := sb
