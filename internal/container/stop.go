@@ -80,7 +80,7 @@ func (s *Service) quit(ctx context.Context, c berth.Container, r berth.Run, sign
 				return err
 			}
 		}
-		if err := s.runtime.Kill(ctx, c.ID, signal, false); err != nil && oci.Alive(r.First) {
+		if err := oci.Signal(r.First, signal); err != nil {
 			return fmt.Errorf("stop container %s: %w", c.Name, err)
 		}
 		if over, err := s.past(ctx, r, wait); over || err != nil {
@@ -92,13 +92,13 @@ func (s *Service) quit(ctx context.Context, c berth.Container, r berth.Run, sign
 
 // kill ends a container at once, and waits until it has gone.
 func (s *Service) kill(ctx context.Context, c berth.Container, r berth.Run) error {
-	// Its processes end with the first one, which needs no runtime; not if it has
-	// the processes of others around it, or is paused and takes no signal.
-	end := func() error { return oci.Signal(r.First, syscall.SIGKILL) }
+	err := oci.Signal(r.First, syscall.SIGKILL)
+	// Its processes end with the first one; not if it has the processes of others
+	// around it, or is paused and takes no signal.
 	if c.PidMode != "" || r.Paused {
-		end = func() error { return s.runtime.Kill(ctx, c.ID, syscall.SIGKILL, true) }
+		err = errors.Join(err, s.group(c.ID).Kill())
 	}
-	if err := end(); err != nil && oci.Alive(r.First) {
+	if err != nil {
 		return fmt.Errorf("kill container %s: %w", c.Name, err)
 	}
 	if over, err := s.past(ctx, r, 30*time.Second); err != nil || over {
@@ -166,7 +166,7 @@ func (s *Service) Kill(ctx context.Context, ref string, signal syscall.Signal) e
 			return err
 		}
 	}
-	if err := s.runtime.Kill(ctx, c.ID, signal, false); err != nil {
+	if err := oci.Signal(r.First, signal); err != nil {
 		return fmt.Errorf("kill container %s: %w", c.Name, err)
 	}
 	if ends && r.Paused {
