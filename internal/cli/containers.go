@@ -167,13 +167,13 @@ func (p *program) wait() *cobra.Command {
 		Example: "  berth wait job", ValidArgsFunction: p.completeContainers,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return p.containers(cmd.Context(), func(s *container.Service) error {
-				return each(args, func(ref string) error {
+				return interrupted(cmd.Context(), each(args, func(ref string) error {
 					code, err := s.Wait(cmd.Context(), ref)
 					if err == nil {
 						p.say(strconv.Itoa(code))
 					}
 					return err
-				})
+				}))
 			})
 		},
 	}
@@ -261,12 +261,21 @@ func (p *program) logs() *cobra.Command {
 				return usage(err)
 			}
 			return p.containers(cmd.Context(), func(s *container.Service) error {
-				return s.Logs(cmd.Context(), args[0], o, p.out, p.err)
+				return interrupted(cmd.Context(), s.Logs(cmd.Context(), args[0], o, p.out, p.err))
 			})
 		},
 	}
 	f.flags(cmd)
 	return cmd
+}
+
+// interrupted is how a command that only looked on ends when its user has seen
+// enough: with the status of a shell's command, and nothing to say.
+func interrupted(ctx context.Context, err error) error {
+	if err != nil && ctx.Err() != nil {
+		return &exit{status: 128 + int(syscall.SIGINT)}
+	}
+	return err
 }
 
 // options are what the reader of logs takes.
@@ -299,6 +308,9 @@ func (p *program) execContainer() *cobra.Command {
 			}
 			if f.interactive {
 				o.Stdin = os.Stdin
+			}
+			if err := needTerminal(f.interactive && !f.detach, f.tty); err != nil {
+				return err
 			}
 			return p.containers(cmd.Context(), func(s *container.Service) error {
 				code, err := s.Exec(cmd.Context(), args[0], o)

@@ -30,6 +30,9 @@ func (p *program) runCommand() *cobra.Command {
 			if err != nil {
 				return failExec(err)
 			}
+			if err := needTerminal(f.interactive && !o.detach, f.tty); err != nil {
+				return err
+			}
 			return p.containers(cmd.Context(), func(s *container.Service) error {
 				c, err := p.make(cmd.Context(), s, c, &f)
 				if err != nil {
@@ -141,17 +144,30 @@ func (p *program) attachCommand() *cobra.Command {
 				if d.State != container.Running {
 					return fmt.Errorf("attach to container %s: it is %s: %w", d.Name, d.State, berth.ErrInvalid)
 				}
+				stdin := !f.noStdin && d.Process.Stdin
+				if err := needTerminal(stdin, d.Process.Terminal); err != nil {
+					return err
+				}
 				conn, err := oci.Connect(s.Bundle(d.ID))
 				if err != nil {
 					return err
 				}
 				defer conn.Close()
-				return p.follow(context.WithoutCancel(cmd.Context()), s, d.Container, conn, session{stdin: !f.noStdin && d.Process.Stdin, keys: keys, sigProxy: f.sigProxy})
+				return p.follow(context.WithoutCancel(cmd.Context()), s, d.Container, conn, session{stdin: stdin, keys: keys, sigProxy: f.sigProxy})
 			})
 		},
 	}
 	f.flags(cmd)
 	return cmd
+}
+
+// needTerminal refuses an input that is to be a container's terminal and is none, as
+// docker does: nothing would tell the container that it has ended.
+func needTerminal(stdin, terminal bool) error {
+	if stdin && terminal && !oci.IsTerminal(os.Stdin) {
+		return errors.New("the input device is not a TTY: leave out -t")
+	}
+	return nil
 }
 
 // A session is how a container that is run or started is attended.

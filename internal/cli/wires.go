@@ -11,36 +11,36 @@ import (
 )
 
 // wires connect containers by the engine.
-type wires struct{ *engine.Engine }
+type wires struct{ e *engine.Engine }
 
 // ofContainer is the label of a sandbox that was made for a container.
 const ofContainer = "berth.container"
 
 func (w wires) Make(ctx context.Context, name, id string) (string, error) {
-	sb, err := w.CreateSandbox(ctx, engine.SandboxSpec{Name: name, Labels: map[string]string{ofContainer: id}})
+	sb, err := w.e.CreateSandbox(ctx, engine.SandboxSpec{Name: name, Labels: map[string]string{ofContainer: id}})
 	return sb.Path, err
 }
 
 func (w wires) Remove(ctx context.Context, name, id string) error {
-	d, err := w.InspectSandbox(ctx, name)
+	d, err := w.e.InspectSandbox(ctx, name)
 	if errors.Is(err, berth.ErrNotFound) || err == nil && d.Labels[ofContainer] != id {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	return w.RemoveSandbox(ctx, name)
+	return w.e.RemoveSandbox(ctx, name)
 }
 
 func (w wires) Connect(ctx context.Context, sandbox string, a berth.Attachment) (container.Endpoint, error) {
 	if a.Network == defaultNetwork {
-		if _, err := w.Network(ctx, defaultNetwork); errors.Is(err, berth.ErrNotFound) {
-			if _, err = w.CreateNetwork(ctx, engine.NetworkSpec{Name: defaultNetwork}); err != nil && !errors.Is(err, berth.ErrExists) {
+		if _, err := w.e.Network(ctx, defaultNetwork); errors.Is(err, berth.ErrNotFound) {
+			if _, err = w.e.CreateNetwork(ctx, engine.NetworkSpec{Name: defaultNetwork}); err != nil && !errors.Is(err, berth.ErrExists) {
 				return container.Endpoint{}, err
 			}
 		}
 	}
-	ep, err := w.Engine.Connect(ctx, a.Network, sandbox, engine.ConnectOptions{
+	ep, err := w.e.Connect(ctx, a.Network, sandbox, engine.ConnectOptions{
 		IP4: a.IP4, IP6: a.IP6, Prefer: a.Had, MAC: a.MAC, Interface: a.Interface, Aliases: a.Aliases, GwPriority: a.GwPriority, Rates: a.Rates,
 	})
 	if err != nil {
@@ -51,7 +51,7 @@ func (w wires) Connect(ctx context.Context, sandbox string, a berth.Attachment) 
 
 // endpoint adds to an endpoint what its network says.
 func (w wires) endpoint(ctx context.Context, ep berth.Endpoint) (container.Endpoint, error) {
-	n, err := w.Network(ctx, ep.Network)
+	n, err := w.e.Network(ctx, ep.Network)
 	out := container.Endpoint{Endpoint: ep}
 	for _, a := range ep.Addrs {
 		if gw, ok := n.Gateway(a.Addr()); ok {
@@ -62,24 +62,32 @@ func (w wires) endpoint(ctx context.Context, ep berth.Endpoint) (container.Endpo
 }
 
 func (w wires) Disconnect(ctx context.Context, sandbox, network string) error {
-	return w.Engine.Disconnect(ctx, network, []string{sandbox}, engine.DisconnectOptions{})
+	return w.e.Disconnect(ctx, network, []string{sandbox}, engine.DisconnectOptions{})
+}
+
+func (w wires) Network(ctx context.Context, ref string) (string, error) {
+	if ref == defaultNetwork { // it is made at first need
+		return ref, nil
+	}
+	n, err := w.e.Network(ctx, ref)
+	return n.Name, err
 }
 
 func (w wires) Update(ctx context.Context, sandbox, network, dev string, c berth.RateChange) error {
-	_, err := w.UpdateEndpoint(ctx, network, sandbox, engine.UpdateOptions{Interface: dev, Rates: c})
+	_, err := w.e.UpdateEndpoint(ctx, network, sandbox, engine.UpdateOptions{Interface: dev, Rates: c})
 	return err
 }
 
 func (w wires) Publish(ctx context.Context, sandbox string, specs []berth.PortSpec, o container.PublishChoice) ([]berth.Port, error) {
-	return w.Engine.Publish(ctx, sandbox, specs, engine.PublishOptions{Network: o.Network, Replace: o.Replace, Cut: o.Cut})
+	return w.e.Publish(ctx, sandbox, specs, engine.PublishOptions{Network: o.Network, Replace: o.Replace, Cut: o.Cut})
 }
 
 func (w wires) Unpublish(ctx context.Context, sandbox string, specs []berth.PortSpec) ([]berth.Port, error) {
-	return w.Engine.Unpublish(ctx, sandbox, specs)
+	return w.e.Unpublish(ctx, sandbox, specs)
 }
 
 func (w wires) Endpoints(ctx context.Context, sandbox string) (eps []container.Endpoint, err error) {
-	d, err := w.InspectSandbox(ctx, sandbox)
+	d, err := w.e.InspectSandbox(ctx, sandbox)
 	if err != nil {
 		return nil, err
 	}

@@ -31,8 +31,8 @@ type ExecOptions struct {
 	Stdout, Stderr io.Writer
 }
 
-// Exec runs one more process in a container and returns its exit status. Errors
-// are of what comes before it.
+// Exec runs one more process in a container and returns its exit status: 126 or
+// 127 if the runtime could not, and has said why. Errors are of what comes before.
 func (s *Service) Exec(ctx context.Context, ref string, o ExecOptions) (int, error) {
 	c, r, unlock, err := s.locked(ctx, ref)
 	if err != nil {
@@ -50,7 +50,15 @@ func (s *Service) Exec(ctx context.Context, ref string, o ExecOptions) (int, err
 		return 0, fmt.Errorf("exec in container %s: %w", c.Name, err)
 	}
 	defer os.Remove(spec)
-	return s.runtime.Exec(c.ID, spec, o.Detach, o.Stdin, o.Stdout, o.Stderr)
+	code, err := s.runtime.Exec(c.ID, spec, o.Detach, o.Stdin, o.Stdout, o.Stderr)
+	if refused := (*oci.Refusal)(nil); errors.As(err, &refused) {
+		// As docker's; there is nothing to add to what has been written.
+		if code = failureCode(err); code == 125 {
+			code = 126
+		}
+		return code, nil
+	}
+	return code, err
 }
 
 // execSpec writes what the runtime reads of the process.

@@ -54,7 +54,10 @@ func (s *Service) change(ctx context.Context, ref, what string, wish func(*berth
 // Connect connects a container to one more network, now if it runs and whenever
 // it is started. The endpoint is zero if it does not run.
 func (s *Service) Connect(ctx context.Context, ref string, a berth.Attachment) (ep Endpoint, err error) {
-	err = s.change(ctx, ref, "connect", func(c *berth.Container) error {
+	err = s.change(ctx, ref, "connect", func(c *berth.Container) (err error) {
+		if a.Network, err = s.o.Networks.Network(ctx, a.Network); err != nil {
+			return err
+		}
 		if a.Interface == "" && slices.ContainsFunc(c.Net.Networks, func(o berth.Attachment) bool { return o.Network == a.Network }) {
 			return fmt.Errorf("it is connected to network %s already: %w", a.Network, berth.ErrExists)
 		}
@@ -73,6 +76,7 @@ func (s *Service) Connect(ctx context.Context, ref string, a berth.Attachment) (
 // Disconnect disconnects a container from a network, now and whenever it is
 // started.
 func (s *Service) Disconnect(ctx context.Context, ref, network string) error {
+	network = s.networkName(ctx, network)
 	return s.change(ctx, ref, "disconnect", func(c *berth.Container) error {
 		left := slices.DeleteFunc(slices.Clone(c.Net.Networks), func(o berth.Attachment) bool { return o.Network == network })
 		if len(left) == len(c.Net.Networks) {
@@ -91,6 +95,7 @@ func (s *Service) Disconnect(ctx context.Context, ref, network string) error {
 // UpdateNetwork changes the limits of a container's endpoint, the one named dev
 // if it is not "", now and whenever it is started.
 func (s *Service) UpdateNetwork(ctx context.Context, ref, network, dev string, change berth.RateChange) error {
+	network = s.networkName(ctx, network)
 	return s.change(ctx, ref, "update", func(c *berth.Container) error {
 		c.Net.Networks = slices.Clone(c.Net.Networks)
 		i := slices.IndexFunc(c.Net.Networks, func(a berth.Attachment) bool { return a.Network == network && (dev == "" || a.Interface == dev) })
@@ -103,6 +108,16 @@ func (s *Service) UpdateNetwork(ctx context.Context, ref, network, dev string, c
 	}, func(_ *berth.Container, r *berth.Run) error {
 		return s.o.Networks.Update(ctx, r.Sandbox, network, dev, change)
 	})
+}
+
+// networkName is the name of a network, which containers want it by; of one that
+// is not there, what was typed.
+func (s *Service) networkName(ctx context.Context, ref string) string {
+	name, err := s.o.Networks.Network(ctx, ref)
+	if err != nil {
+		return ref
+	}
+	return name
 }
 
 // rename writes a running container's names anew.

@@ -42,6 +42,9 @@ type Networks interface {
 	Disconnect(ctx context.Context, sandbox, network string) error
 	// Update changes the limits of an endpoint, the one named dev if it is not "".
 	Update(ctx context.Context, sandbox, network, dev string, c berth.RateChange) error
+	// Network returns the name of a network; its error matches
+	// [berth.ErrNotFound] if there is none.
+	Network(ctx context.Context, ref string) (name string, err error)
 	Publish(ctx context.Context, sandbox string, specs []berth.PortSpec, o PublishChoice) ([]berth.Port, error)
 	Unpublish(ctx context.Context, sandbox string, specs []berth.PortSpec) ([]berth.Port, error)
 	// Endpoints returns how a sandbox is connected.
@@ -268,6 +271,10 @@ func (s *Service) Create(ctx context.Context, c berth.Container) (berth.Containe
 	}
 	if err := s.possible(c); err != nil {
 		return c, fmt.Errorf("create container %s: %w", c.Name, err)
+	}
+	for i, a := range c.Net.Networks {
+		// One that is not there yet may be when the container is started.
+		c.Net.Networks[i].Network = s.networkName(ctx, a.Network)
 	}
 	if err := s.update(ctx, c); err != nil {
 		return c, fmt.Errorf("create container %s: %w", c.Name, err)

@@ -66,15 +66,6 @@ func (r Runtime) Name() string { return filepath.Base(r.Path) }
 // Start lets a created container's process begin.
 func (r Runtime) Start(ctx context.Context, id string) error { return r.run(ctx, nil, "start", id) }
 
-// Kill sends a signal to a container's process, or to all of them.
-func (r Runtime) Kill(ctx context.Context, id string, signal syscall.Signal, all bool) error {
-	args := []string{"kill", id, strconv.Itoa(int(signal))}
-	if all {
-		args = []string{"kill", "--all", id, strconv.Itoa(int(signal))}
-	}
-	return r.run(ctx, nil, args...)
-}
-
 // Delete takes a container out of the kernel, dead or alive. One that is not
 // there is no error.
 func (r Runtime) Delete(ctx context.Context, id string) error {
@@ -103,10 +94,20 @@ func (r Runtime) Update(ctx context.Context, id string, resources []byte) error 
 	return r.run(ctx, bytes.NewReader(resources), "update", "--resources", "-", id)
 }
 
+// A Refusal is why a runtime did not run a process. It has written it to its
+// standard error too.
+type Refusal struct{ Why string }
+
+func (e *Refusal) Error() string { return e.Why }
+
 // Exec runs one more process in a container and returns its exit status, or 0 at
-// once if it is detached; spec is a file with the runtime spec's Process.
+// once if it is detached; spec is a file with the runtime spec's Process. One that
+// could not be run is a [Refusal].
 func (r Runtime) Exec(id, spec string, detach bool, stdin io.Reader, stdout, stderr io.Writer) (int, error) {
-	args := []string{"exec", "--process", spec}
+	// The runtime's exit status may be the process's; what is logged is its own.
+	log := spec + ".log"
+	defer os.Remove(log)
+	args := []string{"--log", log, "--log-format", "json", "exec", "--process", spec}
 	if detach {
 		args = append(args, "--detach")
 	}
@@ -114,10 +115,13 @@ func (r Runtime) Exec(id, spec string, detach bool, stdin io.Reader, stdout, std
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, stdout, stderr
 	err := cmd.Run()
 	var ended *exec.ExitError
-	if errors.As(err, &ended) {
-		return ended.ExitCode(), nil
+	if !errors.As(err, &ended) {
+		return 0, err
 	}
-	return 0, err
+	if said, _ := os.ReadFile(log); len(said) > 0 { // none was made for want of anything to say
+		return 0, &Refusal{complaint(string(said))}
+	}
+	return ended.ExitCode(), nil
 }
 
 // with puts what every call has before its arguments.
