@@ -76,6 +76,14 @@ func (p *program) createCommand() *cobra.Command {
 
 // make records a container and writes its id where it was asked for.
 func (p *program) make(ctx context.Context, s *container.Service, c berth.Container, f *runFlags) (berth.Container, error) {
+	if c.Process.Terminal {
+		for _, f := range []*os.File{os.Stdin, os.Stdout} { // docker asks the second only
+			if rows, columns, err := oci.TerminalSize(f); err == nil {
+				c.Process.Rows, c.Process.Columns = rows, columns
+				break
+			}
+		}
+	}
 	create := func() (err error) {
 		c, err = s.Create(ctx, c)
 		return err
