@@ -7,6 +7,7 @@ export CGO_ENABLED = 0
 
 build:
 	$(GO) build -trimpath -o berth ./cmd/berth
+	$(GO) build -trimpath -o berth-cni ./cmd/berth-cni
 
 test:
 	scripts/setup
