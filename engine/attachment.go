@@ -61,6 +61,21 @@ func carries(have, want map[string]string) bool {
 	return true
 }
 
+// Vacant reports whether no sandbox is connected to a network.
+func (e *Engine) Vacant(ctx context.Context, network string) (vacant bool, err error) {
+	err = e.store.View(ctx, func(tx *store.Tx) error {
+		n, err := networkOf(tx, network)
+		if err == nil {
+			vacant = tx.Vacant(n.ID)
+		}
+		return err
+	})
+	if err != nil {
+		return false, fmt.Errorf("network %s: %w", cut(network), err)
+	}
+	return vacant, nil
+}
+
 // LabelEndpoint sets labels of an endpoint. An empty value takes one away.
 func (e *Engine) LabelEndpoint(ctx context.Context, ep berth.Endpoint, labels map[string]string) error {
 	err := e.store.Update(ctx, func(tx *store.Tx) error {

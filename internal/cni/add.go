@@ -58,11 +58,11 @@ func (c *call) add(ctx context.Context, e *engine.Engine) (result types.Result, 
 		return nil, err
 	}
 	if c.conf.delegated() {
-		answer, err := c.delegateAdd(ctx)
-		if err != nil {
-			return nil, err
+		answer, why := c.delegateAdd(ctx)
+		if why != nil {
+			return nil, why
 		}
-		defer func() {
+		defer func() { // whatever fails from here on, the addresses go back
 			if err != nil {
 				err = errors.Join(err, c.delegate(context.WithoutCancel(ctx), "DEL"))
 			}
@@ -113,7 +113,7 @@ func (c *call) again(ctx context.Context, e *engine.Engine) error {
 				return err
 			}
 		}
-		if err := c.disconnect(ctx, e, ep); err != nil {
+		if err := errors.Join(c.disconnect(ctx, e, ep), c.delegate(ctx, "DEL")); err != nil {
 			return err
 		}
 	}
@@ -134,10 +134,26 @@ func (c *call) network(ctx context.Context, e *engine.Engine) (berth.Network, er
 			}
 		}
 	}
-	if err != nil {
-		return n, err
+	if err == nil {
+		err = c.conf.agrees(n)
 	}
-	return n, c.conf.agrees(n)
+	if err == nil {
+		err = c.stands(ctx, e, n)
+	}
+	return n, err
+}
+
+// stands mends a network that nobody is connected to yet: whoever made it may
+// have been killed half way, and connecting to it touches none of its parts.
+func (c *call) stands(ctx context.Context, e *engine.Engine, n berth.Network) error {
+	if vacant, err := e.Vacant(ctx, n.ID); err != nil || !vacant {
+		return err
+	}
+	r, err := e.CheckNetwork(ctx, n.ID)
+	if err == nil && !r.Clean() {
+		_, err = e.Reconcile(ctx)
+	}
+	return err
 }
 
 func (c *call) networkSpec() engine.NetworkSpec {

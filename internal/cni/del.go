@@ -34,7 +34,7 @@ func (c *call) gc(ctx context.Context, e *engine.Engine) (types.Result, error) {
 	}
 	eps, err := e.FindEndpoints(ctx, c.conf.network, map[string]string{labelNetwork: c.conf.Name})
 	if errors.Is(err, berth.ErrNotFound) {
-		return nil, c.delegate(ctx, "GC")
+		err = nil
 	}
 	errs := []error{err}
 	for _, ep := range eps {
