@@ -304,6 +304,7 @@ func (e *Engine) compareParts(ctx context.Context, want plan.State) (plan.Delta,
 	maps.DeleteFunc(have.Links, func(k plan.LinkKey, _ plan.Link) bool { return others(k.Place, k, want.Links) })
 	maps.DeleteFunc(have.Addrs, func(k plan.AddrKey, _ plan.Addr) bool { return others(k.Link.Place, k, want.Addrs) })
 	maps.DeleteFunc(have.Routes, func(k plan.RouteKey, _ plan.Route) bool { return others(k.Place, k, want.Routes) })
+	maps.DeleteFunc(have.Shapes, func(k plan.LinkKey, _ plan.Shape) bool { return others(k.Place, k, want.Shapes) })
 	maps.DeleteFunc(have.Elems, func(k plan.ElemKey, _ plan.Elem) bool { return others(plan.Host, k, want.Elems) })
 	maps.DeleteFunc(want.Sysctls, func(k plan.SysctlKey, v string) bool {
 		_, there := have.Sysctls[k]

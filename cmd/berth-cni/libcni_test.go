@@ -59,7 +59,7 @@ func TestLibcni(t *testing.T) {
 	lib, ctx := n.lib(t), context.Background()
 	list, err := libcni.ConfListFromBytes([]byte(`{"cniVersion": "1.1.0", "name": "front", "plugins": [
 		{"type": "berth", "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.1.0.0/24", "rangeStart": "10.1.0.10", "rangeEnd": "10.1.0.11"}]]},
-		 "capabilities": {"portMappings": true, "mac": true, "ips": true, "aliases": true}}]}`))
+		 "capabilities": {"portMappings": true, "mac": true, "ips": true, "aliases": true, "bandwidth": true}}]}`))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,6 +72,7 @@ func TestLibcni(t *testing.T) {
 		CapabilityArgs: map[string]any{
 			"mac":          "02:00:00:00:00:17",
 			"aliases":      []string{"www"},
+			"bandwidth":    map[string]any{"ingressRate": 8000000, "ingressBurst": 800000, "egressRate": 4000000},
 			"portMappings": []map[string]any{{"hostPort": 8888, "containerPort": 80, "protocol": "TCP"}},
 		}}
 	api := &libcni.RuntimeConf{ContainerID: "api1", NetNS: "/run/netns/api", IfName: "net0",
@@ -96,6 +97,9 @@ func TestLibcni(t *testing.T) {
 	n.must(t, "ip netns exec api ping -c1 -W1 10.1.0.10")
 	if out := n.must(t, "berth sandbox inspect web1 && ip -n web link show eth0"); !contains(out, "web-0", "www", "8888", "02:00:00:00:00:17") {
 		t.Errorf("labels, alias, port, MAC: %s", out)
+	}
+	if out := n.must(t, "tc qdisc; berth sandbox inspect web1"); !contains(out, "rate 8Mbit burst", "rate 4Mbit burst") {
+		t.Errorf("rates: %s", out)
 	}
 	// The second of a range of two, then none: STATUS knows, ADD says so.
 	third := &libcni.RuntimeConf{ContainerID: "third", NetNS: "/run/netns/third", IfName: "eth0"}

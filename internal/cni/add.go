@@ -197,6 +197,10 @@ func (c *call) connect(ctx context.Context, e *engine.Engine, n berth.Network) (
 		MAC: c.conf.mac, Interface: c.ifname, Aliases: c.conf.aliases, GwPriority: c.conf.gwPriority,
 		Within: c.conf.ipam.ranges, Sandbox: c.container, Labels: map[string]string{},
 	}
+	var err error
+	if o.Rates, err = c.conf.rates.rates(); err != nil {
+		return berth.Endpoint{}, err
+	}
 	for _, a := range c.conf.ips {
 		into := &o.IP6
 		if a.Is4() {

@@ -112,7 +112,7 @@ func (c *call) status(ctx context.Context, e *engine.Engine) (types.Result, erro
 		err = c.conf.agrees(n)
 	}
 	if err == nil && !c.conf.delegated() {
-		err = e.Room(ctx, n.ID)
+		err = e.Room(ctx, n.ID, c.conf.ipam.ranges...)
 	}
 	if err != nil {
 		return nil, unavailable(err)

@@ -35,6 +35,7 @@ type config struct {
 	ips     []netip.Addr
 	mac     berth.MAC
 	aliases []string
+	rates   bandwidthConfig
 	labels  map[string]string
 
 	remove     bool // DEL and GC: as little as possible is an error
@@ -103,6 +104,9 @@ func (c *config) finish() error {
 		}
 	} else if c.ipam.legacy != (rangeConfig{}) {
 		return fail(codeConfig, "ipam: rangeStart, rangeEnd and gateway need a subnet")
+	}
+	if _, err := c.rates.rates(); err != nil {
+		return err
 	}
 	c.spec.Name = c.network
 	if len(c.spec.Subnets) > 0 && c.delegated() {

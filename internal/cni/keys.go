@@ -32,7 +32,7 @@ func nothing(*config, json.RawMessage) error { return nil }
 
 const (
 	dropIn = "it is of the plugin that the name says; type berth has no such part: "
-	shaped = "give the rates as the capability bandwidth"
+	shaped = "all that enters or leaves an attachment is shaped"
 )
 
 var topKeys = map[string]key{
@@ -84,10 +84,10 @@ var topKeys = map[string]key{
 	"iptablesAdminChainName":    no("there is nftables only; rules of your own go into a table of your own"),
 	"firewalldZone":             no("Berth edits no other tool's rules; berth check names what they drop"),
 	"ingressPolicy":             no("networks are apart always; options.icc=false sets neighbours apart too"),
-	"ingressRate":               no(shaped),
-	"ingressBurst":              no(shaped),
-	"egressRate":                no(shaped),
-	"egressBurst":               no(shaped),
+	"ingressRate":               {same, "of every attachment; the capability counts more", plain(func(c *config) *uint64 { return &c.rates.IngressRate }), false},
+	"ingressBurst":              {same, "of every attachment; the capability counts more", plain(func(c *config) *uint64 { return &c.rates.IngressBurst }), false},
+	"egressRate":                {same, "of every attachment; the capability counts more", plain(func(c *config) *uint64 { return &c.rates.EgressRate }), false},
+	"egressBurst":               {same, "of every attachment; the capability counts more", plain(func(c *config) *uint64 { return &c.rates.EgressBurst }), false},
 	"unshapedSubnets":           no(shaped),
 	"shapedSubnets":             no(shaped),
 	"sysctl":                    no(dropIn + "chain the plugin tuning behind"),
@@ -117,7 +117,7 @@ var runtimeKeys = map[string]key{
 	"ipRanges":       {differs, "as `ipam.ranges`", takeRanges("runtimeConfig.ipRanges"), false},
 	"aliases":        {same, "recorded with the endpoint", plain(func(c *config) *[]string { return &c.aliases }), false},
 	"dns":            {same, "it is in the result", takeRuntimeDNS, false},
-	"bandwidth":      no("rates of an attachment are not shaped"),
+	"bandwidth":      {same, "`ingressRate`, `ingressBurst`, `egressRate`, `egressBurst` in bits; a rate without a burst gets what suits it", plain(func(c *config) *bandwidthConfig { return &c.rates }), false},
 	"infinibandGUID": no("an attachment is an Ethernet link"),
 	"deviceID":       no("an attachment is a virtual link"),
 	"cgroupPath":     no("nothing here goes by cgroup"),

@@ -39,6 +39,27 @@ func portSpec(host, inside int, protocol, hostIP string) (s berth.PortSpec, err 
 	return s, nil
 }
 
+// A bandwidthConfig is how much may pass, seen from the container, in bits.
+type bandwidthConfig struct {
+	IngressRate  uint64 `json:"ingressRate"`
+	IngressBurst uint64 `json:"ingressBurst"`
+	EgressRate   uint64 `json:"egressRate"`
+	EgressBurst  uint64 `json:"egressBurst"`
+}
+
+func (b bandwidthConfig) rates() (berth.Rates, error) {
+	r := berth.Rates{In: berth.Rate{Bits: b.IngressRate, Burst: b.IngressBurst}, Out: berth.Rate{Bits: b.EgressRate, Burst: b.EgressBurst}}
+	for _, one := range []berth.Rate{r.In, r.Out} {
+		if one.Bits == 0 && one.Burst != 0 {
+			return r, fail(codeConfig, "bandwidth: a burst of %d bits without a rate", one.Burst)
+		}
+	}
+	if err := r.Check(); err != nil {
+		return r, fail(codeConfig, "bandwidth: %v", err)
+	}
+	return r, nil
+}
+
 // A rangeConfig is host-local's way to say which addresses of a subnet are
 // handed out.
 type rangeConfig struct {
