@@ -203,4 +203,3 @@ func TestAfterReboot(t *testing.T) {
 	n.ok(t, web.as("DEL"))
 	n.clean(t)
 }
-

@@ -23,7 +23,7 @@ var programs = sync.OnceValues(func() (dir string, err error) {
 	if dir, err = os.MkdirTemp("", "berth-cni-"); err != nil {
 		return "", err
 	}
-	for _, p := range [][2]string{{"cni/berth", "."}, {"bin/berth", "../berth"}, {"bin/cnitool", "github.com/containernetworking/cni/cnitool"}} {
+	for _, p := range [][2]string{{"cni/berth", "."}, {"bin/berth-cni", "."}, {"bin/berth", "../berth"}, {"bin/cnitool", "github.com/containernetworking/cni/cnitool"}} {
 		cmd := exec.Command("go", "build", "-tags", "crash", "-o", filepath.Join(dir, p[0]), p[1])
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {
@@ -113,7 +113,9 @@ type errorAnswer struct {
 	Details    string `json:"details"`
 }
 
-func (e *errorAnswer) Error() string { return fmt.Sprintf("code %d: %s (%s)", e.Code, e.Msg, e.Details) }
+func (e *errorAnswer) Error() string {
+	return fmt.Sprintf("code %d: %s (%s)", e.Code, e.Msg, e.Details)
+}
 
 // call executes the plugin. Its error is an *errorAnswer, or another one if it
 // did not answer as it must.

@@ -16,7 +16,8 @@ func TestCnitool(t *testing.T) {
 {"cniVersion": "1.1.0", "name": "front", "plugins": [{"type": "berth", "subnets": ["10.1.0.0/24"], "run": "/run/b", "root": "/run/broot", "capabilities": {"portMappings": true}}]}
 END
 ip netns add web && ip netns add lan && ip link set up1 netns lan && ip -n lan addr add 192.0.2.9/24 dev up1 && ip -n lan link set up1 up`)
-	env := []string{"NETCONFPATH=/run/net.d", `CAP_ARGS={"portMappings": [{"hostPort": 8888, "containerPort": 80, "protocol": "tcp"}]}`}
+	n.must(t, "berth cni install --dir /run/cni/bin")
+	env := []string{"CNI_PATH=/run/cni/bin", "NETCONFPATH=/run/net.d", `CAP_ARGS={"portMappings": [{"hostPort": 8888, "containerPort": 80, "protocol": "tcp"}]}`}
 	n.must(t, "cnitool status front /run/netns/web", env...)
 	out := n.must(t, "cnitool add front /run/netns/web", env...)
 	if !contains(out, "10.1.0.2/24") {
@@ -28,6 +29,50 @@ test "$(ip netns exec lan nc -d -w 5 192.0.2.1 8888 </dev/null)" = hello; wait`)
 	n.must(t, "cnitool del front /run/netns/web && cnitool del front /run/netns/web", env...)
 	n.must(t, "cnitool gc front /run/netns/web", env...)
 	n.must(t, `export BERTH_RUN=/run/b BERTH_ROOT=/run/broot; berth check && test -z "$(berth network ls -q)$(berth sandbox ls -q)"; ip netns del lan; until ! ip netns list | grep -q lan; do :; done`)
+}
+
+// TestInstall puts the plugin and configurations in place. What is not Berth's
+// stays, unless it is forced.
+func TestInstall(t *testing.T) {
+	n := newNode(t)
+	fails := func(script, words string) {
+		t.Helper()
+		if out, err := n.sh(script); err == nil || !strings.Contains(out, words) {
+			t.Errorf("%s: %v, %s; want %q", script, err, out, words)
+		}
+	}
+	says := func(script, want string) {
+		t.Helper()
+		if out := n.must(t, script); out != want {
+			t.Errorf("%s: %q, want %q", script, out, want)
+		}
+	}
+	const install, conflist = "berth cni install --dir /run/cni/bin", "berth cni conflist --conf-dir /run/net.d --write front"
+	says(install, "/run/cni/bin/berth\n")
+	says(install, "/run/cni/bin/berth\n")
+	says("CNI_COMMAND=VERSION /run/cni/bin/berth </dev/null | tr -d ' \n'; stat -c %a /run/cni/bin/berth; ls -A /run/cni/bin",
+		`{"cniVersion":"1.1.0","supportedVersions":["0.3.0","0.3.1","0.4.0","1.0.0","1.1.0"]}`+"755\nberth\n")
+	says("berth cni ls --dir /run/cni/bin --conf-dir /run/net.d -q", "/run/cni/bin/berth\n")
+	says("berth cni uninstall --dir /run/cni/bin", "/run/cni/bin/berth\n")
+	fails("berth cni uninstall --dir /run/cni/bin", "not found")
+	n.must(t, "echo theirs >/run/cni/bin/berth")
+	fails(install, "not Berth's")
+	fails("berth cni uninstall --dir /run/cni/bin", "not Berth's")
+	says("cat /run/cni/bin/berth", "theirs\n")
+	says(install+" --force", "/run/cni/bin/berth\n")
+	// Being executed is no obstacle.
+	n.must(t, "mkfifo /run/in && exec 3<>/run/in && { CNI_COMMAND=STATUS /run/cni/bin/berth <&3 & } && "+install+" && kill $!")
+	fails("mkdir -p /run/d/berth && berth cni install --force --dir /run/d", "not Berth's")
+
+	fails(conflist, "no such network")
+	n.must(t, "berth network create --subnet 10.1.0.0/24 front && mkdir /run/net.d && echo '{}' >/run/net.d/10-front.conflist")
+	fails(conflist, "not Berth's")
+	fails("berth cni conflist --cni-version 7 front", "there are 0.3.0")
+	says(conflist+" --force", "/run/net.d/10-front.conflist\n")
+	says(conflist, "/run/net.d/10-front.conflist\n")
+	says("berth cni ls --dir /run/cni/bin --conf-dir /run/net.d --format '{{.Kind}} {{.Network}}'", "plugin \nconflist front\n")
+	n.must(t, `ip netns add web; export NETCONFPATH=/run/net.d CNI_PATH=/run/cni/bin; cnitool add front /run/netns/web && cnitool check front /run/netns/web && cnitool del front /run/netns/web && test "$(cat /run/net.d/10-front.conflist)" = "$(berth cni conflist front)"`)
+	n.clean(t)
 }
 
 // program is an IPAM plugin: what it is asked goes into a file, and what it

@@ -9,10 +9,8 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -26,11 +24,10 @@ import (
 var versions = []string{"0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"}
 
 // Main serves the one call that the environment and standard input describe
-// and returns the exit status.
+// and returns the exit status. A signal ends it wherever it is: what it leaves
+// the next call finishes or takes away.
 func Main() int {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	return run(ctx, os.Getenv, os.Stdin, os.Stdout, os.Stderr)
+	return run(context.Background(), os.Getenv, os.Stdin, os.Stdout, os.Stderr)
 }
 
 // A call is one execution of the plugin.
@@ -123,6 +120,9 @@ func (c *call) serve(ctx context.Context, getenv func(string) string, stdin io.R
 		return nil, err
 	}
 	c.opened = c.options(getenv)
+	if c.opened.Pools, err = readPools(getenv("BERTH_CONFIG")); err != nil && !remove {
+		return nil, err
+	}
 	e, err := engine.Open(ctx, c.opened)
 	if err != nil {
 		if c.command == "STATUS" {
