@@ -87,6 +87,7 @@ func TestHostile(t *testing.T) {
 		{"the gateway's address", conf(front("1.1.0", `, "runtimeConfig": {"ips": ["10.1.0.1/24"]}`)), 101, "gateway"},
 		{"an address outside", conf(front("1.1.0", `, "runtimeConfig": {"ips": ["10.9.0.1/24"]}`)), 7, "10.9.0.1"},
 		{"a result before", conf(front("1.1.0", `, "prevResult": {"cniVersion": "1.1.0"}`)), 7, "prevResult"},
+		{"a result before, and addresses", conf(front("1.1.0", `, "ipam": {"type": "host-local"}, "prevResult": {"cniVersion": "1.1.0"}`)), 7, "ipam"},
 		{"CHECK without a result", good.as("CHECK"), 7, "prevResult"},
 		{"CHECK in 0.3.1", bad(func(a *ask) { a.command, a.conf = "CHECK", front("0.3.1", "") }), 1, "CHECK"},
 		{"GC in 1.0.0", ask{command: "GC", conf: front("1.0.0", "")}, 1, "GC"},

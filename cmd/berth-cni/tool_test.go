@@ -179,3 +179,32 @@ func TestStatus(t *testing.T) {
 	n.must(t, "cp /run/kept /run/berth/berth.db && berth sandbox ls -q | xargs berth sandbox rm")
 	n.clean(t)
 }
+
+// TestBehindAnother comes second in a chain: on a bridge that another plugin
+// made it adds a port and a limit, passes the result on, and leaves the link
+// alone.
+func TestBehindAnother(t *testing.T) {
+	n := newNode(t)
+	n.must(t, `ip link add cni0 type bridge && ip addr add 10.5.0.1/24 dev cni0 && ip link set cni0 up && ip netns add web && ip netns add lan
+ip link add veth7 type veth peer name eth0 netns web && ip link set veth7 master cni0 up && ip -n web addr add 10.5.0.7/24 dev eth0 && ip -n web link set eth0 up && ip -n web link set lo up && ip -n web route add default via 10.5.0.1
+ip link set up1 netns lan && ip -n lan addr add 192.0.2.9/24 dev up1 && ip -n lan link set up1 up`)
+	const look = "ip -o link show veth7; ip -o link show cni0; ip -o addr show cni0; ip -n web -o addr; ip -n web route"
+	before := n.must(t, look)
+	prev := `{"cniVersion": "1.0.0", "interfaces": [{"name": "cni0"}, {"name": "veth7"}, {"name": "eth0", "sandbox": "/run/netns/web"}], "ips": [{"address": "10.5.0.7/24", "gateway": "10.5.0.1", "interface": 2}], "dns": {"domain": "kept"}}`
+	web := ask{container: "web", netns: "/run/netns/web", ifname: "eth0", conf: `{"cniVersion": "1.0.0", "name": "chain", "type": "berth", "prevResult": ` + prev + `,
+		"runtimeConfig": {"portMappings": [{"hostPort": 8888, "containerPort": 80}], "bandwidth": {"ingressRate": 8000000}}}`}
+	out := n.ok(t, web.as("ADD"))
+	if !contains(out, "cni0", "veth7", "10.5.0.7/24", "kept") {
+		t.Errorf("the result before is not passed on: %s", out)
+	}
+	n.must(t, `tc qdisc show dev veth7 | grep -q 8Mbit; (echo hello | ip netns exec web nc -l -p 80 -q 0 -w 20 >/dev/null) & until ip netns exec web ss -Hltn | grep -q :80; do :; done
+test "$(ip netns exec lan nc -d -w 5 192.0.2.1 8888 </dev/null)" = hello; wait`)
+	n.refused(t, web.as("ADD"), 100, "already")
+	n.silent(t, web.as("CHECK").with(t, "prevResult", out))
+	n.silent(t, web.as("DEL"))
+	n.silent(t, web.as("DEL"))
+	if after := n.must(t, look); after != before {
+		t.Errorf("it is %swas %s", after, before)
+	}
+	n.must(t, "berth check && berth network rm chain && ip netns del lan")
+}

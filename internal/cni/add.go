@@ -48,8 +48,8 @@ func (c *call) endpoints(ctx context.Context, e *engine.Engine, everywhere bool)
 // add is ADD. The endpoint says that it is pending until all is done, so that
 // an ADD that was killed can be told from one that came to its end.
 func (c *call) add(ctx context.Context, e *engine.Engine) (result types.Result, err error) {
-	if c.conf.prevResult != nil {
-		return nil, fail(codeConfig, "prevResult: another plugin has made the interface; in a chain berth comes first")
+	if err := c.takePrevious(); err != nil {
+		return nil, err
 	}
 	if _, err := e.InspectSandbox(ctx, engine.NetNS(c.netns)); err != nil {
 		return nil, c.badNetNS(err)
@@ -195,7 +195,7 @@ func (c *config) agrees(n berth.Network) error {
 func (c *call) connect(ctx context.Context, e *engine.Engine, n berth.Network) (berth.Endpoint, error) {
 	o := engine.ConnectOptions{
 		MAC: c.conf.mac, Interface: c.ifname, Aliases: c.conf.aliases, GwPriority: c.conf.gwPriority,
-		Within: c.conf.ipam.ranges, Sandbox: c.container, Labels: map[string]string{},
+		Within: c.conf.ipam.ranges, Sandbox: c.container, Found: c.previous != nil, Labels: map[string]string{},
 	}
 	var err error
 	if o.Rates, err = c.conf.rates.rates(); err != nil {
@@ -228,14 +228,15 @@ func (c *call) complete(ctx context.Context, e *engine.Engine, n berth.Network, 
 			return nil, err
 		}
 	}
-	side, err := e.HostSide(ctx, ep)
-	if err != nil {
-		return nil, err
+	var result types.Result = c.previous
+	if c.previous == nil {
+		side, err := e.HostSide(ctx, ep)
+		if err != nil {
+			return nil, err
+		}
+		result = c.result(n, ep, side)
 	}
-	if err := e.LabelEndpoint(ctx, ep, map[string]string{labelPending: ""}); err != nil {
-		return nil, err
-	}
-	return c.result(n, ep, side), nil
+	return result, e.LabelEndpoint(ctx, ep, map[string]string{labelPending: ""})
 }
 
 // disconnect takes an endpoint away. That it is gone is no error.

@@ -42,7 +42,7 @@ var topKeys = map[string]key{
 	"capabilities":              {same, "the runtime reads it", nothing, false},
 	"runtimeConfig":             {same, "see below", inside("runtimeConfig", runtimeKeys), false},
 	"args":                      {same, "`cni.ips` and `cni.labels`; what else is in it is for other plugins", takeArgsKey, false},
-	"prevResult":                {differs, "read by CHECK; ADD refuses it: in a chain berth comes first", plain(func(c *config) *map[string]any { return &c.prevResult }), false},
+	"prevResult":                {differs, "in a chain behind another plugin: its interface, bridge and addresses are recorded as found, get ports and limits, and are passed on", plain(func(c *config) *map[string]any { return &c.prevResult }), false},
 	"dns":                       {same, "it is in the result", plain(func(c *config) *types.DNS { return &c.dns }), false},
 	"ipam":                      {same, "see below; without it the engine gives addresses", nil, true},
 	"mtu":                       {same, "of the network: of bridge and both ends", takeMTU, false},

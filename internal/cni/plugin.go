@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
+	current "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/cni/pkg/utils"
 	"github.com/containernetworking/cni/pkg/version"
 
@@ -38,6 +39,8 @@ type call struct {
 	conf   config
 	opened engine.Options
 	stderr io.Writer
+
+	previous *current.Result // of the plugin that made the interface, in a chain
 }
 
 // A verb is a command of the specification.
