@@ -7,6 +7,7 @@ export CGO_ENABLED = 0
 
 build:
 	$(GO) build -trimpath -o berth ./cmd/berth
+	$(GO) build -trimpath -o berth-cni ./cmd/berth-cni
 
 test:
 	scripts/setup
@@ -29,7 +30,7 @@ fuzz:
 docs:
 	scripts/setup
 	rm -rf docs/man && mkdir -p docs/man && $(GO) run ./cmd/berth-manual docs/man
-	$(GO) test ./docs ./internal/cli -update
+	$(GO) test ./docs ./internal/cli ./internal/cni -update
 
 test-kernels:
 	scripts/test-kernels

@@ -31,7 +31,7 @@ var (
 	engines  = []string{"berth/engine"}
 	surfaces = []string{
 		"berth/internal/cli", "berth/internal/cni", "berth/internal/api", "berth/internal/dockerapi",
-		"berth/internal/dockerdriver", "berth/cmd/berth",
+		"berth/internal/dockerdriver", "berth/cmd/berth", "berth/cmd/berth-cni",
 	}
 	forTests = []string{"berth/internal/nettest"}
 )
@@ -69,6 +69,7 @@ var rules = []rule{
 	{imports: []string{"os/exec"}, only: []string{
 		"berth/internal/oci", "berth/internal/nettest", "berth/bench",
 		"berth/internal/cli",  // looks up the command of exec
+		"berth/internal/cni",  // the program that gives addresses, as the specification says
 		"berth/internal/demo", // runs berth itself
 	},
 		why: "no ip, nft or iptables is run: only a container runtime is"},

@@ -115,7 +115,16 @@ type ConnectOptions struct {
 	// Found says that others have connected the sandbox by Interface: it is
 	// recorded as it is, for ports and limits, and left alone.
 	Found bool
+	// Within, if there is a range of a family, are the addresses of which the
+	// next free one is taken.
+	Within []AddrRange
+	// Sandbox is what a sandbox is called that is met for the first time, if it
+	// can be and nobody is called so.
+	Sandbox string
 }
+
+// An AddrRange are the addresses from the first to the last.
+type AddrRange struct{ First, Last netip.Addr }
 
 // UpdateOptions are what of an endpoint changes.
 type UpdateOptions struct {

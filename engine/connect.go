@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -179,8 +180,12 @@ func (a *admission) recordSandbox(tx *store.Tx) error {
 	if !errors.Is(err, berth.ErrNotFound) {
 		return err
 	}
-	old, err := tx.SandboxByName(a.sb.Name)
+	old, err := tx.SandboxByName(cmp.Or(a.o.Sandbox, a.sb.Name))
 	if err == nil && old.ID != a.sb.ID {
+		if alive(old) && a.o.Sandbox != "" {
+			a.o.Sandbox = "" // somebody else is called so
+			return a.recordSandbox(tx)
+		}
 		if alive(old) {
 			return fmt.Errorf("another namespace is known by that name (%s): %w", old.Path, berth.ErrConflict)
 		}
@@ -188,6 +193,9 @@ func (a *admission) recordSandbox(tx *store.Tx) error {
 	}
 	if ignore(err, berth.ErrNotFound) != nil {
 		return err
+	}
+	if berth.ValidName("sandbox", a.o.Sandbox) == nil {
+		a.sb.Name = a.o.Sandbox
 	}
 	return tx.PutSandbox(a.sb)
 }
@@ -271,12 +279,7 @@ func (a *admission) address(tx *store.Tx, n berth.Network, v4 bool) error {
 	if v4 {
 		want = a.o.IP4
 	}
-	var subs []berth.Subnet
-	for _, s := range n.Subnets {
-		if s.Prefix.Addr().Is4() == v4 {
-			subs = append(subs, s)
-		}
-	}
+	subs := familyOf(n, v4)
 	if a.o.Found {
 		if want = a.foundIn(subs); !want.IsValid() {
 			return nil
@@ -291,9 +294,14 @@ func (a *admission) address(tx *store.Tx, n berth.Network, v4 bool) error {
 	if want.IsValid() {
 		return a.fixed(tx, n, subs, want)
 	}
+	choices := a.choices(subs, v4)
+	if len(choices) == 0 {
+		return fmt.Errorf("no range asked for is in a subnet of network %s (%s): %w", n.Name, prefixes(subs), berth.ErrInvalid)
+	}
 	var full error
-	for _, s := range subs {
-		addr, err := a.next(tx, n, s)
+	for _, c := range choices {
+		s := c.subnet
+		addr, err := a.next(tx, n, c)
 		if errors.Is(err, berth.ErrExhausted) {
 			full = err
 			continue
@@ -307,26 +315,56 @@ func (a *admission) address(tx *store.Tx, n berth.Network, v4 bool) error {
 	return a.exhausted(tx, n, full)
 }
 
-// next is a preferred address of a subnet, or the next free one.
-func (a *admission) next(tx *store.Tx, n berth.Network, s berth.Subnet) (netip.Addr, error) {
-	taken := func(addr netip.Addr) bool {
-		_, taken := tx.Taken(scope(n), addr)
-		return taken || slices.ContainsFunc(n.ForeignAddrs, func(p netip.Prefix) bool { return p.Addr() == addr })
+// A choice is a subnet, and which of its addresses may be taken; the zero range
+// is what the subnet says.
+type choice struct {
+	subnet berth.Subnet
+	within AddrRange
+}
+
+// choices are where an address of a family may come from, in order.
+func (a *admission) choices(subs []berth.Subnet, v4 bool) (out []choice) {
+	for _, r := range a.o.Within {
+		for _, s := range subs {
+			if r.First.Is4() == v4 && s.Prefix.Contains(r.First) {
+				out = append(out, choice{s, r})
+			}
+		}
 	}
+	if slices.ContainsFunc(a.o.Within, func(r AddrRange) bool { return r.First.Is4() == v4 }) {
+		return out
+	}
+	for _, s := range subs {
+		out = append(out, choice{subnet: s})
+	}
+	return out
+}
+
+// next is a preferred address of a choice, or the next free one.
+func (a *admission) next(tx *store.Tx, n berth.Network, c choice) (netip.Addr, error) {
+	taken := takenOn(tx, n)
 	for _, addr := range a.o.Prefer {
-		if ipam.CheckAddr(s, addr) == nil && !taken(addr) {
+		if ipam.CheckAddr(c.subnet, addr) == nil && !taken(addr) {
 			return addr, nil
 		}
 	}
-	after, err := tx.Cursor(n.ID, s.Prefix)
+	after, err := tx.Cursor(n.ID, c.subnet.Prefix)
 	if err != nil {
 		return netip.Addr{}, err
 	}
-	addr, err := ipam.NextAddr(s, after, taken)
+	addr, err := ipam.NextAddrIn(c.subnet, c.within.First, c.within.Last, after, taken)
 	if err != nil {
 		return addr, err
 	}
-	return addr, tx.SetCursor(n.ID, s.Prefix, addr)
+	return addr, tx.SetCursor(n.ID, c.subnet.Prefix, addr)
+}
+
+// takenOn reports which addresses somebody has whom the network meets.
+func takenOn(tx *store.Tx, n berth.Network) func(netip.Addr) bool {
+	return func(addr netip.Addr) bool {
+		_, taken := tx.Taken(scope(n), addr)
+		return taken || slices.ContainsFunc(n.ForeignAddrs, func(p netip.Prefix) bool { return p.Addr() == addr })
+	}
 }
 
 // exhausted looks for sandboxes whose namespace is gone before it says that a

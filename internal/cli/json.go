@@ -157,6 +157,7 @@ type attachedJSON struct {
 	Aliases                                      []string
 	GwPriority                                   int
 	ratesJSON
+	Labels map[string]string `json:",omitempty"` // of the endpoint
 }
 
 func sandboxAsJSON(d engine.SandboxDetail, networks map[string]berth.Network) sandboxJSON {
@@ -173,7 +174,7 @@ func sandboxAsJSON(d engine.SandboxDetail, networks map[string]berth.Network) sa
 func settingsAsJSON(endpoints []engine.EndpointDetail, networks map[string]berth.Network) settingsJSON {
 	j := settingsJSON{Ports: map[string][]bindingJSON{}, Networks: map[string]attachedJSON{}}
 	for _, e := range endpoints {
-		a := attachedJSON{NetworkID: e.Network, EndpointID: e.ID, Interface: e.Interface, MacAddress: e.MAC.String(), Aliases: e.Aliases, GwPriority: e.GwPriority, ratesJSON: ratesAsJSON(e.Rates)}
+		a := attachedJSON{NetworkID: e.Network, EndpointID: e.ID, Interface: e.Interface, MacAddress: e.MAC.String(), Aliases: e.Aliases, GwPriority: e.GwPriority, ratesJSON: ratesAsJSON(e.Rates), Labels: e.Labels}
 		for _, p := range e.Addrs {
 			gw := ""
 			if g, ok := networks[e.Network].Gateway(p.Addr()); ok {

@@ -95,7 +95,7 @@ plain http or have a certificate that nobody vouches for.`,
 	root.SetUsageTemplate(usageTemplate)
 	root.Version = thisBuild().String() // for --version, which Docker has
 	root.SetVersionTemplate("{{.Version}}\n")
-	root.AddCommand(p.network(), p.sandbox(), p.publish(), p.unpublish(), p.port(), p.check(), p.reconcile(), p.info(), p.version(), demo.Command())
+	root.AddCommand(p.network(), p.sandbox(), p.publish(), p.unpublish(), p.port(), p.check(), p.reconcile(), p.info(), p.cni(), p.version(), demo.Command())
 	root.AddCommand(p.containerCommands()...)
 	root.AddCommand(p.imageCommands()...)
 	arguments(root)

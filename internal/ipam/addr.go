@@ -57,9 +57,25 @@ func Gateway(s berth.Subnet) netip.Addr {
 // was given back rests as long as it can. It returns an error that matches
 // [berth.ErrExhausted] if taken has them all.
 func NextAddr(s berth.Subnet, after netip.Addr, taken func(netip.Addr) bool) (netip.Addr, error) {
+	return NextAddrIn(s, netip.Addr{}, netip.Addr{}, after, taken)
+}
+
+// NextAddrIn is NextAddr among the addresses from low to high of the whole
+// subnet; one that is not valid sets no bound, and with none of them valid the
+// subnet's range holds.
+func NextAddrIn(s berth.Subnet, low, high, after netip.Addr, taken func(netip.Addr) bool) (netip.Addr, error) {
 	v4 := s.Prefix.Addr().Is4()
+	if low.IsValid() || high.IsValid() {
+		s.Range = netip.Prefix{}
+	}
 	first, last, ok := window(s)
-	if !ok {
+	if low.IsValid() && first.less(numOf(low)) {
+		first = numOf(low)
+	}
+	if high.IsValid() && numOf(high).less(last) {
+		last = numOf(high)
+	}
+	if !ok || last.less(first) {
 		return netip.Addr{}, exhausted(s)
 	}
 	start := first

@@ -38,6 +38,21 @@ func (k *Kernel) Links(name plan.Place) ([]LinkInfo, error) {
 	return all, err
 }
 
+// Link returns one link of a place, without its addresses and master.
+func (k *Kernel) Link(name plan.Place, link string) (LinkInfo, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	p, err := k.session().place(name)
+	if err != nil {
+		return LinkInfo{}, err
+	}
+	l, err := p.link(link)
+	if err != nil {
+		return l, op("read link", link, name, err)
+	}
+	return l, nil
+}
+
 // LinkNames returns the names of all links of a place.
 func (k *Kernel) LinkNames(name plan.Place) (map[string]bool, error) {
 	k.mu.Lock()

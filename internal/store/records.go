@@ -207,6 +207,15 @@ func (tx *Tx) EndpointsOn(network string) ([]berth.Endpoint, error) {
 	return out, nil
 }
 
+// Vacant reports whether a network has no endpoint, whatever the number of the
+// others.
+func (tx *Tx) Vacant(network string) bool {
+	for range tx.runBucket(endpointsOn).scan(key(network, "")) {
+		return false
+	}
+	return true
+}
+
 // Endpoint returns the endpoint at an interface of a sandbox.
 func (tx *Tx) Endpoint(sandbox, dev string) (e berth.Endpoint, err error) {
 	b := tx.runBucket(endpoints)
