@@ -14,6 +14,7 @@ import (
 	"berth/internal/container"
 	"berth/internal/demo"
 	"berth/internal/image"
+	"berth/internal/oci"
 )
 
 // Exit statuses, documented in the manual; exec has three more.
@@ -65,6 +66,7 @@ var hints = []struct {
 	{berth.ErrConflict, "berth publish", "'berth port' shows who has which port; --replace takes one over from another sandbox"},
 	{image.ErrNone, "berth", "'berth images' shows what there is, 'berth pull' brings one in"},
 	{image.ErrElsewhere, "berth", "is the name right? one that is not public needs 'docker login' or 'podman login' first"},
+	{oci.ErrAbsent, "berth", ""}, // all is said
 	{container.ErrNone, "berth", "'berth ps -a' shows what there is"},
 	{berth.ErrNotFound, "berth unpublish", "'berth port' shows what is published"},
 	{berth.ErrNotFound, "berth port", "'berth port' shows what is published"},
@@ -101,7 +103,9 @@ func report(w io.Writer, cmd *cobra.Command, err error) int {
 	for _, h := range hints {
 		// Of a command that exec cannot run, Berth knows nothing.
 		if status < exitCannotRun && errors.Is(err, h.is) && (path == h.command || strings.HasPrefix(path, h.command+" ")) {
-			fmt.Fprintf(w, "hint: %s\n", h.hint)
+			if h.hint != "" {
+				fmt.Fprintf(w, "hint: %s\n", h.hint)
+			}
 			break
 		}
 	}

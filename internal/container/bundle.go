@@ -182,8 +182,8 @@ func boxed(c berth.Container) error {
 		return opens("--privileged", wholeRoot)
 	case c.PidMode == "host":
 		return opens("--pid host", hostsPids)
-	case c.Security.Seccomp == "unconfined":
-		return opens("--security-opt seccomp=unconfined", "no namespace divides the keyrings of the host's users")
+	case c.Security.Seccomp != "":
+		return opens("--security-opt seccomp="+c.Security.Seccomp, "Berth's own profile keeps the keyrings of the host's users, which no namespace divides")
 	}
 	for _, name := range c.Security.CapAdd {
 		switch strings.TrimPrefix(strings.ToUpper(name), "CAP_") {

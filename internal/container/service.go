@@ -299,6 +299,9 @@ func (s *Service) possible(c berth.Container) error {
 	case c.Rootfs == hostRoot:
 		return boxed(c)
 	}
+	if filepath.Clean(c.Rootfs) == "/" {
+		return fmt.Errorf("root file system /: a container cannot have the host's own: --rootfs host shows its programs, copy-on-write: %w", berth.ErrInvalid)
+	}
 	info, err := os.Stat(c.Rootfs)
 	if err != nil {
 		return fmt.Errorf("root file system: %w", err)

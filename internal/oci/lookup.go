@@ -15,6 +15,10 @@ import (
 	"berth"
 )
 
+// ErrAbsent is that what a container is to have is not there: a user in its
+// files, a source of a mount, a device. It matches [berth.ErrNotFound] too.
+var ErrAbsent = fmt.Errorf("%w", berth.ErrNotFound)
+
 // maxAccounts bounds a passwd or group file of a root that is not trusted.
 const maxAccounts = 16 << 20
 
@@ -144,7 +148,7 @@ func findUser(name string, passwd [][]string) (u User, login string, err error) 
 	if isNumber(name) {
 		return u, "", fmt.Errorf("user %s: %w", name, err)
 	}
-	return u, "", fmt.Errorf("user %s in the container's /etc/passwd: %w", name, berth.ErrNotFound)
+	return u, "", fmt.Errorf("user %s in the container's /etc/passwd: %w", name, ErrAbsent)
 }
 
 func findGroup(name string, group [][]string) (uint32, error) {
@@ -164,7 +168,7 @@ func findGroup(name string, group [][]string) (uint32, error) {
 	case isNumber(name):
 		return 0, fmt.Errorf("group %s: %w", name, err)
 	}
-	return 0, fmt.Errorf("group %s in the container's /etc/group: %w", name, berth.ErrNotFound)
+	return 0, fmt.Errorf("group %s in the container's /etc/group: %w", name, ErrAbsent)
 }
 
 // memberships are the groups that name a user.
@@ -203,7 +207,7 @@ func Sources(mounts []berth.Mount) (files map[string]bool, err error) {
 		var st unix.Statx_t
 		err := unix.Statx(unix.AT_FDCWD, m.Source, unix.AT_STATX_SYNC_AS_STAT, unix.STATX_TYPE|unix.STATX_MNT_ID, &st)
 		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
-			return nil, fmt.Errorf("mount at %s: source %s: %w", m.Target, m.Source, berth.ErrNotFound)
+			return nil, fmt.Errorf("mount at %s: source %s: %w", m.Target, m.Source, ErrAbsent)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("mount at %s: source %s: %w", m.Target, m.Source, err)

@@ -44,7 +44,7 @@ func Devices(paths ...string) (map[string]Node, error) {
 		info, err := os.Stat(name)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
-			return nil, fmt.Errorf("device %s: %w", name, berth.ErrNotFound)
+			return nil, fmt.Errorf("device %s: %w", name, ErrAbsent)
 		case err != nil:
 			return nil, fmt.Errorf("device: %w", err)
 		case info.IsDir():
