@@ -203,10 +203,11 @@ func (d *dock) answer(t *testing.T, status int, script string) string {
 	return out
 }
 
-// await repeats shell commands until they succeed.
+// await repeats shell commands until they succeed. Under emulation (scripts/test-kernels)
+// one start of a container has taken 20 s.
 func (d *dock) await(t *testing.T, script string) {
 	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(2 * time.Minute)
 	for {
 		out, err := d.sh(script)
 		if err == nil {
