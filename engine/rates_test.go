@@ -62,13 +62,20 @@ func stream(t *testing.T, from, to nettest.Place, addr netip.AddrPort, bytes int
 	return float64(n) * 8 / took.Seconds() * 1514 / 1448
 }
 
-// near fails unless a rate is within a tenth of what it should be.
-func near(t *testing.T, what string, got, want float64) {
+// near fails unless a rate is within a tenth of what it should be. It is
+// measured up to three times: a machine that is busy stops the clock of a short
+// stream at the wrong moment, and a limit that is wrong is wrong each time.
+func near(t *testing.T, what string, measure func() float64, want float64) {
 	t.Helper()
-	t.Logf("%s: %.2f Mbit/s, the limit is %.2f (%+.1f %%)", what, got/1e6, want/1e6, 100*(got/want-1))
-	if got < 0.9*want || got > 1.1*want {
-		t.Errorf("%s: %.2f Mbit/s, want %.2f within a tenth", what, got/1e6, want/1e6)
+	var got float64
+	for range 3 {
+		got = measure()
+		t.Logf("%s: %.2f Mbit/s, the limit is %.2f (%+.1f %%)", what, got/1e6, want/1e6, 100*(got/want-1))
+		if got >= 0.9*want && got <= 1.1*want {
+			return
+		}
 	}
+	t.Errorf("%s: %.2f Mbit/s, want %.2f within a tenth", what, got/1e6, want/1e6)
 }
 
 // TestRatesHold: what goes in and out is as fast as it was asked to be, on a
@@ -84,8 +91,8 @@ func TestRatesHold(t *testing.T) {
 			w.clean()
 			gw := n.Subnets[0].Gateway
 			inside, outside := netip.AddrPortFrom(ep.Addr4(), 80), netip.AddrPortFrom(gw, 80)
-			near(t, "in", stream(t, w.host, ns, inside, 5e6), 20e6)
-			near(t, "out", stream(t, ns, w.host, outside, 3e6), 10e6)
+			near(t, "in", func() float64 { return stream(t, w.host, ns, inside, 5e6) }, 20e6)
+			near(t, "out", func() float64 { return stream(t, ns, w.host, outside, 3e6) }, 10e6)
 
 			update := func(c berth.RateChange) berth.Endpoint {
 				t.Helper()
@@ -101,7 +108,7 @@ func TestRatesHold(t *testing.T) {
 			if want := (berth.Rates{In: berth.Rate{Bits: 20e6}, Out: berth.Rate{Bits: 40e6, Burst: 256 << 13}}); ep.Rates != want {
 				t.Errorf("rates %+v, want %+v", ep.Rates, want)
 			}
-			near(t, "out, changed", stream(t, ns, w.host, outside, 10e6), 40e6)
+			near(t, "out, changed", func() float64 { return stream(t, ns, w.host, outside, 10e6) }, 40e6)
 
 			// Whatever is taken away is missed, and comes back.
 			end := "bt" + ep.ID[:8]
@@ -122,8 +129,8 @@ func TestRatesHold(t *testing.T) {
 				}
 				w.clean()
 			}
-			near(t, "out, mended", stream(t, ns, w.host, outside, 10e6), 40e6)
-			near(t, "in, mended", stream(t, w.host, ns, inside, 5e6), 20e6)
+			near(t, "out, mended", func() float64 { return stream(t, ns, w.host, outside, 10e6) }, 40e6)
+			near(t, "in, mended", func() float64 { return stream(t, w.host, ns, inside, 5e6) }, 20e6)
 
 			update(berth.RateChange{In: &none})
 			if got := stream(t, w.host, ns, inside, 50e6); got < 100e6 {
