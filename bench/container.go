@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"berth"
 	"berth/internal/cgroup"
@@ -88,6 +89,10 @@ func (b *bed) start(name, root string, port int) {
 	b.berth(args...)
 }
 
+// rest lets the kernel finish what was removed before: to take a network
+// namespace apart takes it 100 ms and more, and the next one that is made waits.
+func rest() { time.Sleep(250 * time.Millisecond) }
+
 // foreground is a container from its beginning to its end.
 func foreground(root string, runtime oci.Runtime) []row {
 	b := newContainers(root)
@@ -96,8 +101,11 @@ func foreground(root string, runtime oci.Runtime) []row {
 	for i := range rounds(30) {
 		turn(i, func() {
 			none.timed(func() { b.berth("run", "--rm", "--network", "none", "--rootfs", root, "true") })
+			rest()
 			wired.timed(func() { b.berth("run", "--rm", "-p", "20001:80", "--rootfs", root, "true") })
+			rest()
 		}, func() { floor.timed(func() { bare.run(i) }) })
+		rest()
 		more.add(wired[i] - none[i])
 	}
 	name := runtime.Name()
@@ -111,9 +119,11 @@ func foreground(root string, runtime oci.Runtime) []row {
 		turn(i, func() {
 			without.timed(func() { b.start("a", root, 0) })
 			end[0].timed(func() { b.remove("a") })
+			rest()
 		}, func() {
 			with.timed(func() { b.start("b", root, 20001) })
 			end[1].timed(func() { b.remove("b") })
+			rest()
 		})
 		start.add(with[i] - without[i])
 		rm.add(end[1][0] - end[0][0])
@@ -166,6 +176,7 @@ func background(root string, runtime oci.Runtime, mode cgroup.Mode) []row {
 		turn(i, func() {
 			down[0].timed(func() { b.remove("a") })
 		}, func() { down[1].timed(func() { p.do("rm", "-f", "-t", "0", "a") }) })
+		rest()
 	}
 	b.remove("standing")
 	p.do("rm", "-f", "-t", "0", "standing")

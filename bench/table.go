@@ -130,6 +130,8 @@ How to read it:
 - A process is what a user types, from fork to exit.
 - A container is of a small static program. Berth, the bare sequence and Podman use the same runtime, and the bare
   sequence Berth's own config.json; it is conmon and the runtime, started by a loop that writes nothing down.
+- Between two rounds of containers the kernel has a quarter of a second to take apart what was removed: who makes a
+  network namespace meanwhile waits for it.
 - New connections are opened one after the other, accepted, closed and reset; nothing is pinned to a processor.
 - br_netfilter hands bridged packets to the firewall. Where the kernel has it, inside a network is measured with it and
   without: with it, the reference is still a bridge without any rule.
