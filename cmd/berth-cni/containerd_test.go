@@ -18,14 +18,20 @@ tar -C /run/tree -cf - . | berth import -c 'ENV PATH=/bin' - box:1
 berth save -o /run/box.tar box:1 && berth rmi box:1
 berth cni install && berth network create --subnet 10.1.0.0/24 front && berth cni conflist --write front`
 
-// TestContainerd has containers of containerd's on a network: they reach each
-// other, and ports are published while they run, which containerd cannot.
-func TestContainerd(t *testing.T) {
-	for _, name := range []string{"containerd", "ctr", "runc", "busybox"} {
+// needs skips a test that lacks a program.
+func needs(t *testing.T, programs ...string) {
+	t.Helper()
+	for _, name := range programs {
 		if _, err := exec.LookPath(name); err != nil {
 			t.Skipf("no %s: scripts/setup installs it", name)
 		}
 	}
+}
+
+// TestContainerd has containers of containerd's on a network: they reach each
+// other, and ports are published while they run, which containerd cannot.
+func TestContainerd(t *testing.T) {
+	needs(t, "containerd", "ctr", "runc", "busybox")
 	n := newNode(t)
 	n.must(t, box)
 	space := "berth-" + filepath.Base(n.dir) // names containers' cgroups, which all hosts share
@@ -80,4 +86,48 @@ ctr tasks exec --exec-id ping web ping -c 1 -W 1 10.1.0.3`)
 	// ctr takes away nobody that it left running: what is dead is forgotten.
 	must("for c in web app; do ctr tasks rm -f $c; ctr containers rm $c; done; berth reconcile >/dev/null && test -z \"$(berth sandbox ls -q)\"")
 	must("berth check && berth network rm front && test -z \"$(nft list ruleset)\" && ip netns del lan")
+}
+
+// TestPodman has containers of Podman's, which gives ports, addresses and
+// aliases by capabilities, and connects and disconnects while they run.
+func TestPodman(t *testing.T) {
+	needs(t, "podman", "conmon", "runc", "busybox")
+	n := newNode(t)
+	n.must(t, box)
+	n.must(t, `mkdir -p /run/pod/bin && cat >/run/pod/conf <<END
+[network]
+network_backend = "cni"
+cni_plugin_dirs = ["/opt/cni/bin"]
+network_config_dir = "/etc/cni/net.d"
+END
+cat >/run/pod/bin/pod <<"END"
+#!/bin/sh
+exec timeout 60 podman --root /run/pod/root --runroot /run/pod/run --tmpdir /run/pod/tmp --runtime runc --cgroup-manager cgroupfs --events-backend file --storage-driver vfs "$@"
+END
+chmod +x /run/pod/bin/pod`)
+	env := []string{"CONTAINERS_CONF=/run/pod/conf"}
+	must := func(script string) string {
+		t.Helper()
+		return n.must(t, "set -e; PATH=/run/pod/bin:$PATH\n"+script, env...)
+	}
+	t.Cleanup(func() {
+		if out, err := n.sh("/run/pod/bin/pod rm -fa -t 0", env...); err != nil {
+			t.Logf("remove what is left: %v: %s", err, out)
+		}
+	})
+	// Its default limits may be above those that the test is started with.
+	const run = "pod run -d --network front --ulimit nofile=1024:1024 --ulimit nproc=1024:1024 "
+	must("pod load -q -i /run/box.tar")
+	must(run + "--name web -p 8888:80 box:1 httpd -f -p 80 -h /www && " + run + "--name app --ip 10.1.0.9 box:1 sleep 1000000")
+	if out := must("pod network ls; pod inspect -f '{{.NetworkSettings.Networks.front.IPAddress}}' app"); !contains(out, "front", "berth", "10.1.0.9") {
+		t.Errorf("what Podman knows: %s", out)
+	}
+	must(`until pod exec app wget -qO- 10.1.0.2 | grep page; do :; done
+curl -sm 5 127.0.0.1:8888 | grep page
+web=$(pod inspect -f '{{.Id}}' web)
+berth publish $web 9999:80 && curl -sm 5 127.0.0.1:9999 | grep page && curl -sm 5 127.0.0.1:8888 | grep page
+pod network disconnect front app && ! pod exec app wget -T 1 -qO- 10.1.0.2 && pod network connect --alias db front app && pod exec app wget -qO- 10.1.0.2 | grep page
+berth network inspect front | grep -q '"db"' && berth check`)
+	must("pod rm -f -t 0 web app && test -z \"$(berth sandbox ls -q)\"")
+	n.clean(t)
 }
