@@ -100,7 +100,7 @@ func plugin() []row {
 		{what: "the plugin's size", ours: sample{float64(must(os.Stat(pluginBin)).Size()/1e4) / 100}, unit: " MB", want: itselfMost(12)},
 		starts(),
 	}
-	const four, six = "Debian's bridge, host-local, portmap and firewall", "the same, and bandwidth and tuning"
+	const four, six = "Debian's bridge, host-local, portmap and firewall", "those, bandwidth and tuning"
 	if _, err := os.Stat(cniPath + "/portmap"); err != nil {
 		return append(rows, row{what: "ADD and DEL / " + four, note: "not installed (containernetworking-plugins)"})
 	}
@@ -114,9 +114,13 @@ func plugin() []row {
 	last := a.measure(full)
 	rows = append(rows, first.rows(1, four)...)
 	rows = append(rows, last.rows(full, four)...)
-	rows = append(rows, row{what: fmt.Sprintf("ADD, from endpoint %d on / from endpoint 1 on", full), ours: last.add[0], reference: first.add[0], unit: " ms", want: atMost(1.5)},
-		row{what: fmt.Sprintf("the same of the reference plugins, from endpoint %d on / from endpoint 1 on", full), ours: last.add[1], reference: first.add[1], unit: " ms"})
-	return append(rows, limited.rows(1, six)...)
+	rows = append(rows, row{what: fmt.Sprintf("ADD, beside %d endpoints / beside 1", full), ours: last.add[0], reference: first.add[0], unit: " ms", want: atMost(1.5)},
+		row{what: fmt.Sprintf("the same of the reference plugins, beside %d endpoints / beside 1", full), ours: last.add[1], reference: first.add[1], unit: " ms"})
+	for _, r := range limited.rows(1, six) {
+		r.what = "with limits of bandwidth: " + r.what
+		rows = append(rows, r)
+	}
+	return rows
 }
 
 // starts is a call that opens nothing, beside the same of a reference plugin.
@@ -150,10 +154,10 @@ type pair struct {
 // calls are what was measured of both, ours first.
 type calls struct{ add, del [2]sample }
 
-// measure fills the networks until the next endpoint is number from, and
-// measures endpoints from there on, which go again.
-func (p *pair) measure(from int) (c calls) {
-	for ; p.full < from-1; p.full++ {
+// measure fills the networks with n endpoints and measures more, which go
+// again.
+func (p *pair) measure(n int) (c calls) {
+	for ; p.full < n; p.full++ {
 		sbs := several(2)
 		p.ours.add(p.full, sbs[0])
 		p.theirs.add(p.full, sbs[1])
@@ -175,8 +179,8 @@ func (p *pair) measure(from int) (c calls) {
 }
 
 // rows compare the calls: 15 times faster is wanted of ADD, 8 times of DEL.
-func (c calls) rows(from int, others string) []row {
-	where := fmt.Sprintf(", from endpoint %d on / %s", from, others)
+func (c calls) rows(n int, others string) []row {
+	where := fmt.Sprintf(", beside %d endpoints / %s", n, others)
 	return []row{
 		{what: "ADD with one port" + where, ours: c.add[0], reference: c.add[1], unit: " ms", want: atMost(0.0667)},
 		{what: "DEL" + where, ours: c.del[0], reference: c.del[1], unit: " ms", want: atMost(0.125)},
