@@ -18,12 +18,18 @@ var block = regexp.MustCompile("(?s)<!-- test: ([a-z-]+) -->\n```sh\n(.*?)```")
 // mustFail is a line "! command": the shell's -e does not look at it.
 var mustFail = regexp.MustCompile(`(?m)^! (.*?)(\s+#.*)?$`)
 
+// prepare is what makes a host what a document says it is.
+var prepare = map[string]string{
+	// An /etc/cni of its own needs a place, and the machine may have none.
+	"cni.md": "mkdir /run/upper /run/work; mount -t overlay etc /etc -o lowerdir=/etc,upperdir=/run/upper,workdir=/run/work; mount -t tmpfs opt /opt; rm -rf /etc/cni\n",
+}
+
 // TestDocumentsRun runs the shell blocks of the README and the guide, each in a
 // host of its own, as a reader would type them. A command that fails fails the
 // test; "!" says that one must.
 func TestDocumentsRun(t *testing.T) {
 	bin := t.TempDir()
-	build(t, bin, "./cmd/berth")
+	build(t, bin, "./cmd/berth", "./cmd/berth-cni")
 	files, err := filepath.Glob("docs/guide/*.md")
 	if err != nil {
 		t.Fatal(err)
@@ -43,7 +49,7 @@ func TestDocumentsRun(t *testing.T) {
 				h := nettest.NewHost(t)
 				before := h.Run(t, "sysctl", "net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding")
 				script := mustFail.ReplaceAllString(b[2], "if $1; then echo \"should have failed: $1\" >&2; exit 1; fi")
-				h.Run(t, "bash", "-c", "set -e; export PATH="+bin+":$PATH\n"+script)
+				h.Run(t, "bash", "-c", "set -e; export PATH="+bin+":$PATH\n"+prepare[filepath.Base(file)]+script)
 				left, err := h.Leftovers()
 				if err != nil {
 					t.Fatal(err)
@@ -197,11 +203,11 @@ func TestLinksLead(t *testing.T) {
 }
 
 // build builds a program of the module into dir.
-func build(t *testing.T, dir, pkg string) {
+func build(t *testing.T, dir string, pkgs ...string) {
 	t.Helper()
-	cmd := exec.Command("go", "build", "-o", dir+string(filepath.Separator), pkg)
+	cmd := exec.Command("go", append([]string{"build", "-o", dir + string(filepath.Separator)}, pkgs...)...)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build %s: %v: %s", pkg, err, out)
+		t.Fatalf("build %s: %v: %s", pkgs, err, out)
 	}
 }

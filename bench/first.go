@@ -21,7 +21,7 @@ func first() error {
 	if err != nil {
 		return err
 	}
-	files := []*os.File{os.Stdin, os.Stdout, os.Stderr, os.NewFile(3, "berth")}
+	files := []*os.File{os.Stdin, os.Stdout, os.Stderr, os.NewFile(3, "berth"), os.NewFile(4, "berth-cni")}
 	child, err := os.StartProcess("/proc/self/exe", os.Args, &os.ProcAttr{Files: files})
 	if err != nil {
 		return err

@@ -8,6 +8,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -17,6 +18,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"syscall"
@@ -26,13 +28,16 @@ import (
 var (
 	quick   = flag.Bool("quick", false, "few rounds: to see that it runs, not to be believed")
 	out     = flag.String("o", "", "write the table to this `file` as well")
-	only    = flag.String("only", "", "only the parts whose names contain this `text`: attach, process, ports, path, conntrack, container, podman, images")
-	program = flag.String("berth", "", "the berth program, a `file`; it is built, if none is given")
-	inside  = flag.Bool("inside", false, "for itself: it is in its own namespaces, and file 3 is the berth program")
+	only    = flag.String("only", "", "only the parts whose names contain this `text`: attach, process, ports, path, conntrack, container, podman, images, cni")
+	program = flag.String("berth", "", "the berth program, a `file` beside berth-cni; they are built, if none is given")
+	inside  = flag.Bool("inside", false, "for itself: it is in its own namespaces, and files 3 and 4 are the programs")
 )
 
-// berthBin is where the berth program lies on the private /run.
-const berthBin = "/run/berth-under-test"
+// Where the programs lie on the private /run.
+const (
+	berthBin  = "/run/berth-under-test"
+	pluginBin = "/run/plugin-under-test"
+)
 
 var ctx = context.Background()
 
@@ -50,6 +55,7 @@ var parts = []struct {
 	{"container", containers},
 	{"podman", beside},
 	{"images", images},
+	{"cni", plugin},
 }
 
 func main() {
@@ -75,6 +81,7 @@ func measure() (err error) {
 		}
 	}()
 	check(unpack(os.NewFile(3, "berth"), berthBin))
+	check(unpack(os.NewFile(4, "berth-cni"), pluginBin))
 	load := loadAverage()
 	var rows []row
 	for i := range parts {
@@ -108,21 +115,20 @@ func unpack(from *os.File, to string) error {
 	return errors.Join(err, f.Close(), from.Close())
 }
 
-// outside builds berth and starts this program again in namespaces of its own.
+// outside builds the programs and starts this program again in namespaces of its own.
 func outside() error {
 	if os.Geteuid() != 0 {
 		return errors.New("run it as root: it makes network namespaces")
 	}
-	bin, err := build()
+	bins, err := build()
 	if err != nil {
 		return err
 	}
-	defer bin.Close()
 	// Pdeathsig follows the thread, not the process.
 	runtime.LockOSThread()
 	cmd := exec.Command("/proc/self/exe", append([]string{"-inside"}, os.Args[1:]...)...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	cmd.ExtraFiles = []*os.File{bin}
+	cmd.ExtraFiles = bins
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS | syscall.CLONE_NEWPID, Pdeathsig: syscall.SIGKILL}
 	// An interrupt reaches the child too, and everything of the child ends with
 	// it. It is caught, not ignored: the child would ignore it as well.
@@ -130,23 +136,29 @@ func outside() error {
 	return cmd.Run()
 }
 
-// build builds berth into a file without a name, so that nothing is left
-// whatever ends this process.
-func build() (*os.File, error) {
-	if *program != "" {
-		return os.Open(*program)
+// build builds the programs into files without a name, so that nothing is left
+// whatever ends this process. They are open until then.
+func build() (bins []*os.File, err error) {
+	dir := filepath.Dir(*program)
+	if *program == "" {
+		if dir, err = os.MkdirTemp("", "berth-bench-"); err != nil {
+			return nil, err
+		}
+		defer os.RemoveAll(dir)
+		cmd := exec.Command("go", "build", "-trimpath", "-o", dir+"/", "berth/cmd/berth", "berth/cmd/berth-cni")
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0") // as make builds them
+		if b, err := cmd.CombinedOutput(); err != nil {
+			return nil, fmt.Errorf("build berth: %w: %s", err, b)
+		}
 	}
-	dir, err := os.MkdirTemp("", "berth-bench-")
-	if err != nil {
-		return nil, err
+	for _, path := range []string{cmp.Or(*program, dir+"/berth"), dir + "/berth-cni"} {
+		f, err := os.Open(path)
+		if err != nil {
+			return nil, err
+		}
+		bins = append(bins, f)
 	}
-	defer os.RemoveAll(dir)
-	cmd := exec.Command("go", "build", "-trimpath", "-o", dir+"/berth", "berth/cmd/berth")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0") // as make builds it
-	if b, err := cmd.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("build berth: %w: %s", err, b)
-	}
-	return os.Open(dir + "/berth")
+	return bins, nil
 }
 
 // failed is what check panics with: a benchmark that cannot go on has one way

@@ -6,7 +6,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -97,49 +96,10 @@ func left(ns *netns.NS) (n int) {
 	return n
 }
 
-// cniTool is the chain of containernetworking's plugins, each with the result
-// of the one before, as libcni runs them.
+// cniTool is the chain of containernetworking's plugins.
 func cniTool() *tool {
-	host := fresh()
-	shell(host, "ip link set lo up")
-	dir := must(os.MkdirTemp("/run", "cni-"))
-	results := map[int]json.RawMessage{}
-	plugins := func(i int) []map[string]any {
-		ports := []map[string]any{{"hostPort": 30000 + i, "containerPort": 80, "protocol": "tcp"}}
-		return []map[string]any{
-			{"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true, "ipam": map[string]any{
-				"type": "host-local", "dataDir": dir,
-				"ranges": [][]map[string]string{{{"subnet": "10.201.0.0/16"}}},
-				"routes": []map[string]string{{"dst": "0.0.0.0/0"}},
-			}},
-			{"type": "portmap", "runtimeConfig": map[string]any{"portMappings": ports}},
-			{"type": "firewall"},
-		}
-	}
-	call := func(command string, i int, sb *netns.NS, conf map[string]any, prev json.RawMessage) json.RawMessage {
-		conf["cniVersion"], conf["name"] = "0.4.0", "net"
-		if prev != nil {
-			conf["prevResult"] = prev
-		}
-		cmd := exec.Command(filepath.Join(cniPath, conf["type"].(string)))
-		cmd.Env = append(os.Environ(), "CNI_COMMAND="+command, fmt.Sprintf("CNI_CONTAINERID=c%d", i), "CNI_NETNS="+pathOf(sb), "CNI_IFNAME=eth0", "CNI_PATH="+cniPath)
-		cmd.Stdin = strings.NewReader(string(must(json.Marshal(conf))))
-		return json.RawMessage(run(host, cmd))
-	}
-	return &tool{
-		attach: func(i int, sb *netns.NS) {
-			var prev json.RawMessage
-			for _, p := range plugins(i) {
-				prev = call("ADD", i, sb, p, prev)
-			}
-			results[i] = prev
-		},
-		detach: func(i int, sb *netns.NS) {
-			for _, p := range slices.Backward(plugins(i)) {
-				call("DEL", i, sb, p, results[i])
-			}
-		},
-	}
+	c := referenceChain(false)
+	return &tool{attach: c.add, detach: c.del}
 }
 
 // netavarkTool is what Podman runs.

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"berth"
 	"berth/internal/ipam"
@@ -14,42 +15,97 @@ import (
 	"berth/internal/store"
 )
 
+// A Prospect is what there is where a sandbox is to be connected.
+type Prospect struct {
+	Network   berth.Network    // the zero value, if there is none
+	Vacant    bool             // no sandbox is connected to it
+	Endpoints []berth.Endpoint // of the sandbox, on the network
+}
+
+// Prospect looks at what a sandbox is to be connected to: the network, and the
+// endpoints on it that carry all of some labels, of the sandbox or of one that
+// is recorded under another name. The sandbox must be there, as for
+// [Engine.Connect].
+func (e *Engine) Prospect(ctx context.Context, network string, labels map[string]string, sandbox string, names ...string) (Prospect, error) {
+	sb, ns, err := e.find(ctx, sandbox)
+	if err != nil {
+		return Prospect{}, fmt.Errorf("sandbox %s: %w", cut(sandbox), err)
+	}
+	ns.Close()
+	p, err := e.prospect(ctx, network, labels, append([]string{sb.ID}, names...))
+	if errors.Is(err, berth.ErrNotFound) {
+		err = nil
+	}
+	return p, err
+}
+
 // FindEndpoints returns the endpoints on a network that carry all of some
 // labels, those included that a crash left half way. With references of
 // sandboxes it looks at theirs only; one that is unknown has none.
 func (e *Engine) FindEndpoints(ctx context.Context, network string, labels map[string]string, sandboxes ...string) ([]berth.Endpoint, error) {
-	n, err := e.network(ctx, network)
-	if err != nil {
-		return nil, fmt.Errorf("network %s: %w", cut(network), err)
-	}
-	ids := map[string]bool{}
+	var known []string
 	for _, ref := range sandboxes {
-		sb, err := e.recorded(ctx, ref)
-		if ignore(err, berth.ErrNotFound) != nil {
-			return nil, fmt.Errorf("sandbox %s: %w", cut(ref), err)
+		if strings.Contains(ref, ":") { // no name: it has to be opened
+			sb, ns, err := e.find(ctx, ref)
+			if ignore(err, berth.ErrNotFound) != nil {
+				return nil, fmt.Errorf("sandbox %s: %w", cut(ref), err)
+			}
+			if err != nil {
+				continue
+			}
+			ns.Close()
+			ref = sb.ID
 		}
-		if err == nil {
-			ids[sb.ID] = true
-		}
+		known = append(known, ref)
 	}
-	var all []berth.Endpoint
+	if len(sandboxes) > 0 && len(known) == 0 {
+		_, err := e.Network(ctx, network)
+		return nil, err
+	}
+	p, err := e.prospect(ctx, network, labels, known)
+	return p.Endpoints, err
+}
+
+// prospect looks at the endpoints of sandboxes, by name or id, or of all. Its
+// error is [berth.ErrNotFound] if there is no such network.
+func (e *Engine) prospect(ctx context.Context, network string, labels map[string]string, sandboxes []string) (p Prospect, err error) {
 	err = e.store.View(ctx, func(tx *store.Tx) (err error) {
-		if len(sandboxes) == 0 {
-			all, err = tx.EndpointsOn(n.ID)
+		if p.Network, err = networkOf(tx, network); err != nil {
 			return err
 		}
-		for id := range ids {
-			eps, err := tx.EndpointsOf(id)
+		p.Vacant = tx.Vacant(p.Network.ID)
+		if len(sandboxes) == 0 {
+			p.Endpoints, err = tx.EndpointsOn(p.Network.ID)
+			return err
+		}
+		seen := map[string]bool{}
+		for _, ref := range sandboxes {
+			sb, err := tx.SandboxByName(ref)
+			if errors.Is(err, berth.ErrNotFound) {
+				sb, err = tx.Sandbox(ref)
+			}
+			if ignore(err, berth.ErrNotFound) != nil {
+				return err
+			}
+			if err != nil || seen[sb.ID] {
+				continue
+			}
+			seen[sb.ID] = true
+			eps, err := tx.EndpointsOf(sb.ID)
 			if err != nil {
 				return err
 			}
-			all = append(all, eps...)
+			p.Endpoints = append(p.Endpoints, eps...)
 		}
 		return nil
 	})
-	return slices.DeleteFunc(all, func(ep berth.Endpoint) bool {
-		return ep.Network != n.ID || !carries(ep.Labels, labels)
-	}), err
+	if err != nil {
+		return Prospect{}, fmt.Errorf("network %s: %w", cut(network), err)
+	}
+	p.Endpoints = slices.DeleteFunc(p.Endpoints, func(ep berth.Endpoint) bool {
+		return ep.Network != p.Network.ID || !carries(ep.Labels, labels)
+	})
+	return p, nil
 }
 
 func carries(have, want map[string]string) bool {
@@ -59,21 +115,6 @@ func carries(have, want map[string]string) bool {
 		}
 	}
 	return true
-}
-
-// Vacant reports whether no sandbox is connected to a network.
-func (e *Engine) Vacant(ctx context.Context, network string) (vacant bool, err error) {
-	err = e.store.View(ctx, func(tx *store.Tx) error {
-		n, err := networkOf(tx, network)
-		if err == nil {
-			vacant = tx.Vacant(n.ID)
-		}
-		return err
-	})
-	if err != nil {
-		return false, fmt.Errorf("network %s: %w", cut(network), err)
-	}
-	return vacant, nil
 }
 
 // LabelEndpoint sets labels of an endpoint. An empty value takes one away.

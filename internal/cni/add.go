@@ -29,14 +29,14 @@ func (c *call) identity() map[string]string {
 }
 
 // endpoints finds the endpoint of this attachment, by the names its sandbox has
-// and, if everywhere, among all of the network.
-func (c *call) endpoints(ctx context.Context, e *engine.Engine, everywhere bool) ([]berth.Endpoint, error) {
+// or, if there is none, among all of the network.
+func (c *call) endpoints(ctx context.Context, e *engine.Engine) ([]berth.Endpoint, error) {
 	refs := []string{c.container}
 	if c.netns != "" {
 		refs = append(refs, engine.NetNS(c.netns))
 	}
 	eps, err := e.FindEndpoints(ctx, c.conf.network, c.identity(), refs...)
-	if err == nil && len(eps) == 0 && everywhere {
+	if err == nil && len(eps) == 0 {
 		eps, err = e.FindEndpoints(ctx, c.conf.network, c.identity())
 	}
 	if errors.Is(err, berth.ErrNotFound) { // there is no such network
@@ -51,10 +51,11 @@ func (c *call) add(ctx context.Context, e *engine.Engine) (result types.Result, 
 	if err := c.takePrevious(); err != nil {
 		return nil, err
 	}
-	if _, err := e.InspectSandbox(ctx, engine.NetNS(c.netns)); err != nil {
+	there, err := e.Prospect(ctx, c.conf.network, c.identity(), engine.NetNS(c.netns), c.container)
+	if err != nil {
 		return nil, c.badNetNS(err)
 	}
-	if err := c.again(ctx, e); err != nil {
+	if err := c.again(ctx, e, there.Endpoints); err != nil {
 		return nil, err
 	}
 	if c.conf.delegated() {
@@ -71,7 +72,7 @@ func (c *call) add(ctx context.Context, e *engine.Engine) (result types.Result, 
 			return nil, err
 		}
 	}
-	n, err := c.network(ctx, e)
+	n, err := c.network(ctx, e, there)
 	if err != nil {
 		return nil, err
 	}
@@ -98,11 +99,7 @@ func (c *call) badNetNS(err error) error {
 
 // again refuses an attachment that is there. One that was not finished, or
 // whose namespace is gone, makes room.
-func (c *call) again(ctx context.Context, e *engine.Engine) error {
-	eps, err := c.endpoints(ctx, e, false)
-	if err != nil {
-		return err
-	}
+func (c *call) again(ctx context.Context, e *engine.Engine, eps []berth.Endpoint) error {
 	for _, ep := range eps {
 		if ep.Labels[labelPending] == "" && !ep.Leaving {
 			sb, err := e.InspectSandbox(ctx, ep.Sandbox)
@@ -122,33 +119,28 @@ func (c *call) again(ctx context.Context, e *engine.Engine) error {
 
 // network returns the network of the configuration, and makes it if it is not
 // there. One that is there must be what the configuration says.
-func (c *call) network(ctx context.Context, e *engine.Engine) (berth.Network, error) {
-	n, err := e.Network(ctx, c.conf.network)
-	if errors.Is(err, berth.ErrNotFound) {
-		if n, err = e.CreateNetwork(ctx, c.networkSpec()); err == nil {
-			return n, nil
+func (c *call) network(ctx context.Context, e *engine.Engine, there engine.Prospect) (berth.Network, error) {
+	if there.Network.ID == "" {
+		n, err := e.CreateNetwork(ctx, c.networkSpec())
+		if !errors.Is(err, berth.ErrExists) { // else by another ADD meanwhile, or it is about a link
+			return n, err
 		}
-		if errors.Is(err, berth.ErrExists) { // by another ADD meanwhile, or it is about a link
-			if found, again := e.Network(ctx, c.conf.network); again == nil {
-				n, err = found, nil
-			}
+		again, why := e.Prospect(ctx, c.conf.network, c.identity(), engine.NetNS(c.netns))
+		if why != nil || again.Network.ID == "" {
+			return n, err
 		}
+		there = again
 	}
-	if err == nil {
-		err = c.conf.agrees(n)
+	err := c.conf.agrees(there.Network)
+	if err == nil && there.Vacant {
+		err = c.stands(ctx, e, there.Network)
 	}
-	if err == nil {
-		err = c.stands(ctx, e, n)
-	}
-	return n, err
+	return there.Network, err
 }
 
 // stands mends a network that nobody is connected to yet: whoever made it may
 // have been killed half way, and connecting to it touches none of its parts.
 func (c *call) stands(ctx context.Context, e *engine.Engine, n berth.Network) error {
-	if vacant, err := e.Vacant(ctx, n.ID); err != nil || !vacant {
-		return err
-	}
 	r, err := e.CheckNetwork(ctx, n.ID)
 	if err == nil && !r.Clean() {
 		_, err = e.Reconcile(ctx)

@@ -18,7 +18,7 @@ func (c *call) check(ctx context.Context, e *engine.Engine) (types.Result, error
 	if c.conf.prevResult == nil {
 		return nil, fail(codeConfig, "prevResult: CHECK needs the result of ADD")
 	}
-	eps, err := c.endpoints(ctx, e, true)
+	eps, err := c.endpoints(ctx, e)
 	if err != nil {
 		return nil, err
 	}

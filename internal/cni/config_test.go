@@ -55,6 +55,15 @@ func TestDecode(t *testing.T) {
 	}
 }
 
+func TestAliases(t *testing.T) {
+	for raw, want := range map[string][]string{`["a", "b"]`: {"a", "b"}, `{"n": ["a"], "other": ["b"]}`: {"a"}, `{}`: nil} {
+		c, err := decode([]byte(`{"cniVersion": "1.0.0", "name": "n", "type": "berth", "runtimeConfig": {"aliases": `+raw+`}}`), false)
+		if err != nil || !slices.Equal(c.aliases, want) {
+			t.Errorf("aliases %s: %q, %v; want %q", raw, c.aliases, err, want)
+		}
+	}
+}
+
 // TestRefusedKeys: every key that is not heeded is refused by name, with its
 // value and the reason.
 func TestRefusedKeys(t *testing.T) {

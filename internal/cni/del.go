@@ -13,7 +13,7 @@ import (
 
 // del is DEL. Whatever is not there is no error: namespace, network, record.
 func (c *call) del(ctx context.Context, e *engine.Engine) (types.Result, error) {
-	eps, err := c.endpoints(ctx, e, true)
+	eps, err := c.endpoints(ctx, e)
 	if err != nil {
 		return nil, err
 	}

@@ -115,7 +115,7 @@ var runtimeKeys = map[string]key{
 	"ips":            {same, "one of each family", takeIPs, false},
 	"mac":            {same, "", plain(func(c *config) *berth.MAC { return &c.mac }), false},
 	"ipRanges":       {differs, "as `ipam.ranges`", takeRanges("runtimeConfig.ipRanges"), false},
-	"aliases":        {same, "recorded with the endpoint", plain(func(c *config) *[]string { return &c.aliases }), false},
+	"aliases":        {same, "recorded with the endpoint; a list, or as Podman gives it, an object with the list of each network", takeAliases, false},
 	"dns":            {same, "it is in the result", takeRuntimeDNS, false},
 	"bandwidth":      {same, "`ingressRate`, `ingressBurst`, `egressRate`, `egressBurst` in bits; a rate without a burst gets what suits it", plain(func(c *config) *bandwidthConfig { return &c.rates }), false},
 	"infinibandGUID": no("an attachment is an Ethernet link"),
@@ -144,6 +144,17 @@ func takeIPs(c *config, raw json.RawMessage) error {
 	}
 	c.ips = nil
 	return c.addIPs(all)
+}
+
+// takeAliases takes a list of names. Podman 4 gives one for each network, as the
+// plugin dnsname wants it, whatever the capability says.
+func takeAliases(c *config, raw json.RawMessage) error {
+	var of map[string][]string
+	if json.Unmarshal(raw, &of) == nil {
+		c.aliases = of[c.Name]
+		return nil
+	}
+	return strict(raw, &c.aliases)
 }
 
 func takeRuntimeDNS(c *config, raw json.RawMessage) error {
