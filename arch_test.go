@@ -56,7 +56,7 @@ var rules = []rule{
 	{imports: []string{"golang.org/x/sys"},
 		only: []string{
 			"berth/internal/kernel", "berth/internal/nft", "berth/internal/netns", "berth/internal/store",
-			"berth/internal/crash", "berth/internal/nettest", "berth/internal/cgroup", "berth/internal/hostroot", "berth/internal/image", "berth/bench",
+			"berth/internal/crash", "berth/internal/nettest", "berth/internal/cgroup", "berth/internal/rootfs", "berth/internal/image", "berth/bench",
 			"berth/internal/cli",   // exec takes the process into a namespace
 			"berth/internal/demo",  // makes a private host of its own process
 			"berth/internal/oci",   // looks into a root that is not trusted

@@ -28,7 +28,7 @@ type orders struct {
 
 // TestBoxIsClosed runs an attacker in containers as berth makes them, as root, a
 // user and nobody: over this host's programs and over a directory. What the files
-// of the host show is internal/hostroot's matter.
+// of the host show is internal/rootfs's matter.
 func TestBoxIsClosed(t *testing.T) {
 	t.Parallel()
 	d := newDock(t)

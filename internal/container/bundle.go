@@ -15,8 +15,8 @@ import (
 	"berth"
 	"berth/internal/cgroup"
 	"berth/internal/crash"
-	"berth/internal/hostroot"
 	"berth/internal/oci"
+	"berth/internal/rootfs"
 )
 
 // group is a container's cgroup.
@@ -104,15 +104,15 @@ func (s *Service) layers(id string) string { return filepath.Join(s.dir(id), "ro
 func made(c *berth.Container) bool { return c.Rootfs == hostRoot || c.ImageID != "" }
 
 // root mounts what is a container's "/".
-func (s *Service) root(ctx context.Context, c *berth.Container) (hostroot.Root, error) {
+func (s *Service) root(ctx context.Context, c *berth.Container) (rootfs.Root, error) {
 	switch {
 	case c.ImageID != "":
 		path, err := s.imageRoot(ctx, c)
-		return hostroot.Root{Path: path}, err
+		return rootfs.Root{Path: path}, err
 	case c.Rootfs == hostRoot:
-		return hostroot.Mount(s.layers(c.ID), hostroot.Options{Expose: c.Expose, ReadOnly: c.ReadOnly})
+		return rootfs.Mount(s.layers(c.ID), rootfs.Options{Expose: c.Expose, ReadOnly: c.ReadOnly})
 	}
-	return hostroot.Root{Path: c.Rootfs}, nil
+	return rootfs.Root{Path: c.Rootfs}, nil
 }
 
 // imageRoot mounts the layers of a container's image, or copies them once where
@@ -126,7 +126,7 @@ func (s *Service) imageRoot(ctx context.Context, c *berth.Container) (string, er
 	if err != nil {
 		return "", err
 	}
-	path, err := hostroot.MountImage(s.layers(c.ID), lower)
+	path, err := rootfs.MountImage(s.layers(c.ID), lower)
 	if !errors.Is(err, berth.ErrUnsupported) {
 		return path, err
 	}
@@ -154,7 +154,7 @@ func volumes(c berth.Container, root string) (berth.Container, error) {
 	}
 	var list []berth.Mount
 	for _, v := range c.Volumes {
-		source, err := hostroot.Directory(root, v)
+		source, err := rootfs.Directory(root, v)
 		if err != nil {
 			return c, fmt.Errorf("volume %s of image %s: %w", v, c.Image, err)
 		}

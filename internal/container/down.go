@@ -10,8 +10,8 @@ import (
 
 	"berth"
 	"berth/internal/crash"
-	"berth/internal/hostroot"
 	"berth/internal/oci"
+	"berth/internal/rootfs"
 	"berth/internal/store"
 )
 
@@ -190,7 +190,7 @@ func (s *Service) clear(ctx context.Context, c *berth.Container, r *berth.Run) e
 		errs = append(errs, group.Remove())
 	}
 	if made(c) {
-		errs = append(errs, hostroot.Unmount(s.layers(c.ID)))
+		errs = append(errs, rootfs.Unmount(s.layers(c.ID)))
 	}
 	errs = append(errs, <-unwired)
 	crash.Point("container.disconnected")
@@ -241,7 +241,7 @@ func (s *Service) forget(ctx context.Context, c *berth.Container) error {
 // discard removes what is kept of a container that is forgotten.
 func (s *Service) discard(c *berth.Container) error {
 	if made(c) {
-		if err := hostroot.Remove(s.layers(c.ID)); err != nil {
+		if err := rootfs.Remove(s.layers(c.ID)); err != nil {
 			return err
 		}
 	}

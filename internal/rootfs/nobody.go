@@ -1,4 +1,4 @@
-package hostroot
+package rootfs
 
 import (
 	"fmt"

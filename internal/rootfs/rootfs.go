@@ -1,12 +1,17 @@
-// Package hostroot makes the root file system of a container that sees this
-// host's own programs, copy-on-write.
+// Package rootfs makes the root file system of a container where it is not a
+// directory of the user's: over the layers of an image ([MountImage]), or over
+// this host's own programs ([Mount]). Both are copy-on-write. What the
+// container writes is in the directory that the caller keeps for it, where
+// nobody else of the host can look; one system call mounts the root and one
+// takes it away ([Unmount], [Remove]), and [ImageDiff] and [Diff] tell what was
+// written.
 //
-// It is an allow-list: /usr /bin /sbin /lib* /opt and a filtered /etc, one
-// overlay for each mount of the host; the rest of "/" is empty directories,
-// unless a path is exposed, which gets an overlay too. The container writes
-// anywhere; what it writes is in the container's own directory.
+// A container of an image sees the image's layers and nothing else. Of the host
+// another sees what is on an allow-list: /usr /bin /sbin /lib* /opt and a
+// filtered /etc, one overlay for each mount of the host; the rest of "/" is
+// empty directories, unless a path is exposed, which gets an overlay too.
 //
-// What it guarantees: nothing below an allow-listed or an exposed path that
+// What [Mount] guarantees: nothing below an allow-listed or an exposed path that
 // an unprivileged user of this host cannot read can be read inside, whatever
 // uid runs there, with whatever capabilities Docker gives a container. It is
 // the kernel that holds it, at each access (docs/decisions/0013): what lies
@@ -23,7 +28,7 @@
 // All mounts are nosuid and nodev: no program and no file capability of the
 // host gives anybody more than they have, no device node opens.
 //
-// What it does not do: it isolates files and nothing else. The caller gives
+// What Mount does not do: it isolates files and nothing else. The caller gives
 // the namespaces, does with /proc and /sys what [Root] says, and gives neither
 // CAP_SYS_ADMIN nor CAP_DAC_READ_SEARCH nor the host's pids to who is to be kept
 // in. A change of the host during a run, as an upgrade of
@@ -31,7 +36,7 @@
 // An overlay cannot be put on an overlay on an overlay: where the host's own
 // directory lies on one, the closed files are looked for at each start and
 // covered, which is slower and does not know what is closed afterwards.
-package hostroot
+package rootfs
 
 import (
 	"errors"
@@ -67,8 +72,8 @@ type Root struct {
 	Masked []string
 }
 
-// Mount mounts the root of a container that keeps it in dir, and makes what it
-// needs there. What is mounted already is left as it is. The tree is made where
+// Mount mounts a root of this host's programs for a container that keeps it in
+// dir, and makes what it needs there. What is mounted already is left as it is. The tree is made where
 // nobody sees it and comes into the host with one system call, so a process
 // that dies leaves all of it or nothing.
 //
@@ -93,17 +98,17 @@ func Mount(dir string, o Options) (Root, error) {
 	if err := holdLayers(filepath.Join(dir, layersDir)); err != nil {
 		return Root{}, err
 	}
-	crash.Point("hostroot layers")
+	crash.Point("rootfs layers")
 	tree, err := assemble(dir, o)
 	if err != nil {
 		return Root{}, err
 	}
 	defer unix.Close(tree)
-	crash.Point("hostroot assembled")
+	crash.Point("rootfs assembled")
 	if err := unix.MoveMount(tree, "", unix.AT_FDCWD, root.Path, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 		return Root{}, fmt.Errorf("mount the root in %s: %w", root.Path, err)
 	}
-	crash.Point("hostroot mounted")
+	crash.Point("rootfs mounted")
 	return root, nil
 }
 

@@ -1,4 +1,4 @@
-package hostroot
+package rootfs
 
 import (
 	"debug/elf"
@@ -138,7 +138,7 @@ func runIn(t *testing.T, root Root, orders any) string {
 	must(t, err)
 	put(t, filepath.Join(bundle, "config.json"), string(config), 0o644)
 	c := exec.CommandContext(t.Context(), "runc", "--root", filepath.Join(bundle, "state"), "run", "-b", bundle,
-		fmt.Sprintf("hostroot-%d", os.Getpid()))
+		fmt.Sprintf("rootfs-%d", os.Getpid()))
 	var stdout, stderr strings.Builder
 	c.Stdout, c.Stderr = &stdout, &stderr
 	if err := c.Run(); err != nil {
@@ -176,7 +176,7 @@ func spec(root Root, mounts ...object) object {
 		}, mounts...),
 		"linux": object{
 			"namespaces":  namespaces,
-			"cgroupsPath": fmt.Sprintf("/hostroot-test-%d", os.Getpid()),
+			"cgroupsPath": fmt.Sprintf("/rootfs-test-%d", os.Getpid()),
 			"resources":   object{"devices": []object{{"allow": false, "access": "rwm"}}},
 			"maskedPaths": append(root.Masked, "/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys",
 				"/proc/latency_stats", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi"),

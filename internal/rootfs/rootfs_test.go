@@ -1,4 +1,4 @@
-package hostroot
+package rootfs
 
 import (
 	"errors"
@@ -96,14 +96,14 @@ func TestPlacesThatAContainerReplaced(t *testing.T) {
 	h := newHost(t, false)
 	put(t, filepath.Join(h, "usr/f"), "", 0o644)
 	put(t, filepath.Join(h, "srv/deep/data/f"), "", 0o644)
-	must(t, os.MkdirAll("/tmp/hostroot-elsewhere/data", 0o755))
-	t.Cleanup(func() { os.RemoveAll("/tmp/hostroot-elsewhere") })
+	must(t, os.MkdirAll("/tmp/rootfs-elsewhere/data", 0o755))
+	t.Cleanup(func() { os.RemoveAll("/tmp/rootfs-elsewhere") })
 	o := Options{Expose: []string{"/srv/deep/data"}}
 	dir, _ := mounted(t, o)
 	must(t, Unmount(dir))
 	srv := filepath.Join(dir, layersDir, "%2F/upper/srv")
 	must(t, os.MkdirAll(srv, 0o755))
-	must(t, os.Symlink("/tmp/hostroot-elsewhere", filepath.Join(srv, "deep"))) // as a container can
+	must(t, os.Symlink("/tmp/rootfs-elsewhere", filepath.Join(srv, "deep"))) // as a container can
 	if _, err := Mount(dir, o); err == nil {
 		t.Error("mounted over a link of the container")
 	}

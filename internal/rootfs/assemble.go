@@ -1,4 +1,4 @@
-package hostroot
+package rootfs
 
 import (
 	"errors"
@@ -171,7 +171,7 @@ func (b *bench) tree(n int, t tree) error {
 	if err != nil {
 		return err
 	}
-	crash.Point("hostroot tree")
+	crash.Point("rootfs tree")
 	if t.path == "/etc" {
 		lower = "etc:" + lower
 	}
