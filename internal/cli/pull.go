@@ -44,7 +44,7 @@ func (l layers) Lower(ctx context.Context, id string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.Lower(img), nil
+	return s.Lower(img)
 }
 
 func (l layers) Copy(ctx context.Context, id, dir string) error {

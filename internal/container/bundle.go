@@ -108,9 +108,16 @@ func (s *Service) root(ctx context.Context, c *berth.Container) (rootfs.Root, er
 	switch {
 	case c.ImageID != "":
 		path, err := s.imageRoot(ctx, c)
+		if err == nil {
+			err = rootfs.OwnDev(path)
+		}
 		return rootfs.Root{Path: path}, err
 	case c.Rootfs == hostRoot:
 		return rootfs.Mount(s.layers(c.ID), rootfs.Options{Expose: c.Expose, ReadOnly: c.ReadOnly})
+	}
+	if info, err := os.Lstat(filepath.Join(c.Rootfs, "dev")); err == nil && !info.IsDir() {
+		// It is the user's; an image's gives way (rootfs.OwnDev).
+		return rootfs.Root{}, fmt.Errorf("root file system %s: its /dev is no directory, and the runtime would write where it leads: %w", c.Rootfs, berth.ErrInvalid)
 	}
 	return rootfs.Root{Path: c.Rootfs}, nil
 }
@@ -122,17 +129,17 @@ func (s *Service) imageRoot(ctx context.Context, c *berth.Container) (string, er
 	if exists(whole) {
 		return whole, nil
 	}
+	path := ""
 	lower, err := s.o.Images.Lower(ctx, c.ImageID)
-	if err != nil {
-		return "", err
+	if err == nil {
+		path, err = rootfs.MountImage(s.layers(c.ID), lower)
 	}
-	path, err := rootfs.MountImage(s.layers(c.ID), lower)
 	if !errors.Is(err, berth.ErrUnsupported) {
 		return path, err
 	}
 	s.o.Notice(fmt.Sprintf("the files of image %s are copied for container %s: %v", c.Image, c.Name, err))
 	fresh := whole + ".new" // renamed when it is whole
-	if err := errors.Join(os.RemoveAll(fresh), os.MkdirAll(fresh, 0o755)); err != nil {
+	if err := errors.Join(os.MkdirAll(s.layers(c.ID), 0o700), os.RemoveAll(fresh), os.MkdirAll(fresh, 0o755)); err != nil {
 		return "", err
 	}
 	if err := s.o.Images.Copy(ctx, c.ImageID, fresh); err != nil {
@@ -145,13 +152,10 @@ func (s *Service) imageRoot(ctx context.Context, c *berth.Container) (string, er
 // copied is where the files of a container's image are, if they were copied.
 func (s *Service) copied(id string) string { return filepath.Join(s.layers(id), "copy") }
 
-// volumes adds to a container the directories that its image wants writable: in
-// a root that is read-only each is laid over itself. They live and end with the
+// volumes makes the directories that a container's image wants writable: in a
+// root that is read-only each is laid over itself. They live and end with the
 // container, as all that it writes.
 func volumes(c berth.Container, root string) (berth.Container, error) {
-	if !c.ReadOnly || len(c.Volumes) == 0 {
-		return c, nil
-	}
 	var list []berth.Mount
 	for _, v := range c.Volumes {
 		source, err := rootfs.Directory(root, v)
@@ -160,7 +164,9 @@ func volumes(c berth.Container, root string) (berth.Container, error) {
 		}
 		list = append(list, berth.Mount{Type: "bind", Source: source, Target: v})
 	}
-	c.Mounts = append(list, c.Mounts...)
+	if c.ReadOnly {
+		c.Mounts = append(list, c.Mounts...)
+	}
 	return c, nil
 }
 

@@ -126,7 +126,14 @@ func (l *arrival) expand(ctx context.Context, in io.Reader, sum hash.Hash, unpac
 		if err := os.MkdirAll(root, 0o755); err != nil {
 			return stats, err
 		}
-		if stats, err = layer.Unpack(ctx, root, tee, layer.Options{Form: layer.Overlay}); err != nil {
+		stats, err = layer.Unpack(ctx, root, tee, layer.Options{Form: layer.Overlay})
+		if errors.Is(err, berth.ErrUnsupported) {
+			// Nothing was read yet. It is held against the rules all the same, and
+			// unpacked again by Copy.
+			stats, err = layer.Unpack(ctx, root, tee, layer.Options{Form: layer.Onto})
+			err = errors.Join(err, os.RemoveAll(root))
+		}
+		if err != nil {
 			return stats, err
 		}
 	}

@@ -19,6 +19,7 @@ import (
 	"syscall"
 	"testing"
 
+	"berth"
 	"berth/internal/nettest"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -52,7 +53,7 @@ func TestCopy(t *testing.T) {
 		}
 		h := nettest.NewHost(t)
 		at := t.TempDir()
-		lower := s.Lower(img)
+		lower := lowerOf(t, s, img)
 		if len(lower) == 1 { // an overlay has at least two
 			lower = append(lower, t.TempDir())
 		}
@@ -60,6 +61,36 @@ func TestCopy(t *testing.T) {
 		if got := tree(t, h.Path(at)); !slices.Equal(got, tt.want) {
 			t.Errorf("%s: an overlay shows %q, want %q", name, got, tt.want)
 		}
+	}
+}
+
+// A store on an overlay, where no layer of another can be, keeps images too.
+func TestOnOverlay(t *testing.T) {
+	h := nettest.NewHost(t)
+	at := t.TempDir()
+	h.Run(t, "sh", "-c", "mount -t tmpfs none $0 && mkdir $0/lower $0/upper $0/work $0/root && mount -t overlay none -o lowerdir=$0/lower,upperdir=$0/upper,workdir=$0/work $0/root", at)
+	reg, s := newServer(t), open(t, Options{Dir: h.Path(filepath.Join(at, "root", "images"))})
+	ref := reg.push(t, "app", imageOf(t, layerOf(t, archive(t, "a/", "a/x 1", "a/y 2", "b/", "b/z 3")), layerOf(t, archive(t, "a/", "a/.wh.x", "b/", "b/.wh..wh..opq", "c 4"))))
+	img := pull(t, s, ref)
+	if img.Size != 4 {
+		t.Errorf("its files have %d bytes, they have 4", img.Size)
+	}
+	if _, err := s.Lower(img); !errors.Is(err, berth.ErrUnsupported) {
+		t.Errorf("layers on an overlay: %v", err)
+	}
+	dir := filepath.Join(s.dir, "copy")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Copy(t.Context(), img, dir); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := tree(t, dir), []string{"a/", "a/y 2", "b/", "c 4"}; !slices.Equal(got, want) {
+		t.Errorf("a copy is %q, want %q", got, want)
+	}
+	bad := reg.push(t, "bad", imageOf(t, layerOf(t, []byte("no archive, but as long as a block of one is: "+strings.Repeat("x", 1024)))))
+	if _, err := s.Pull(t.Context(), bad, PullOptions{}); !errors.Is(err, berth.ErrInvalid) {
+		t.Errorf("a layer that cannot be unpacked: %v", err)
 	}
 }
 

@@ -189,7 +189,7 @@ func checkStore(t *testing.T, n int, s *Store) {
 		t.Fatalf("point %d: %v", n, err)
 	}
 	for _, img := range imgs {
-		for _, l := range s.Lower(img) {
+		for _, l := range lowerOf(t, s, img) {
 			if len(tree(t, l)) == 0 {
 				t.Errorf("point %d: %s is empty", n, l)
 			}

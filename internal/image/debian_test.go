@@ -109,7 +109,7 @@ func TestDebianRegistry(t *testing.T) {
 	if img.Config.User != "nobody" || !slices.Equal(img.Config.Cmd, []string{"hello"}) || len(img.Config.ExposedPorts) != 1 {
 		t.Errorf("configuration %+v", img.Config)
 	}
-	if got := tree(t, s.Lower(img)[0]); !slices.Equal(got, []string{"bin/", "bin/hello #!/bin/sh\necho hello\n"}) {
+	if got := tree(t, lowerOf(t, s, img)[0]); !slices.Equal(got, []string{"bin/", "bin/hello #!/bin/sh\necho hello\n"}) {
 		t.Errorf("unpacked %q", got)
 	}
 	// In Docker's format too.

@@ -10,7 +10,8 @@
 //	index.json            what there is: a descriptor for each name
 //	blobs/sha256/HEX      manifests, configurations and layers as they came
 //	layers/HEX/fs         a layer unpacked, a lower directory of an overlay;
-//	                      HEX is of its diff id
+//	                      HEX is of its diff id; not there where the file
+//	                      system cannot hold one
 //	layers/HEX/size       the bytes of its files
 //	tmp/                  what is being made
 //	locks/                who does what

@@ -209,7 +209,7 @@ func TestRegistryRecovers(t *testing.T) {
 			if asked.Load() <= tt.times {
 				t.Errorf("asked %d times", asked.Load())
 			}
-			if len(tree(t, s.Lower(got)[0])) != 1 {
+			if len(tree(t, lowerOf(t, s, got)[0])) != 1 {
 				t.Error("not the layer")
 			}
 		})
@@ -328,12 +328,12 @@ func TestLayersOfAllKinds(t *testing.T) {
 	plain := static.NewLayer(data, types.OCIUncompressedLayer)
 	img := imageOf(t, plain)
 	got := pull(t, s, reg.push(t, "plain", img))
-	if files := tree(t, s.Lower(got)[0]); !slices.Equal(files, []string{"a 1"}) {
+	if files := tree(t, lowerOf(t, s, got)[0]); !slices.Equal(files, []string{"a 1"}) {
 		t.Errorf("not compressed: %q", files)
 	}
 	z := layerOf(t, archive(t, "z 2"), tarball.WithCompression("zstd"), tarball.WithMediaType(types.OCILayerZStd))
 	got = pull(t, s, reg.push(t, "zstd", imageOf(t, z)))
-	if files := tree(t, s.Lower(got)[0]); !slices.Equal(files, []string{"z 2"}) {
+	if files := tree(t, lowerOf(t, s, got)[0]); !slices.Equal(files, []string{"z 2"}) {
 		t.Errorf("zstd: %q", files)
 	}
 	// The same content compressed otherwise is one layer.

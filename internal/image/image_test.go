@@ -228,7 +228,7 @@ func TestPull(t *testing.T) {
 	if want := int64(len("#!gone soonhellochanged")); img.Size != want {
 		t.Errorf("size %d, want %d", img.Size, want)
 	}
-	lower := s.Lower(img)
+	lower := lowerOf(t, s, img)
 	if len(lower) != 2 {
 		t.Fatalf("lower directories %q", lower)
 	}
@@ -255,4 +255,14 @@ func TestPull(t *testing.T) {
 	if imgs, err := s.List(t.Context()); err != nil || len(imgs) != 1 || imgs[0].ID != img.ID {
 		t.Errorf("list: %v %v", imgs, err)
 	}
+}
+
+// lowerOf are the directories of an image's layers.
+func lowerOf(t *testing.T, s *Store, img Image) []string {
+	t.Helper()
+	dirs, err := s.Lower(img)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dirs
 }

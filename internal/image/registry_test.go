@@ -164,7 +164,7 @@ func TestPlatforms(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := tree(t, s.Lower(img)[0]); !slices.Equal(got, []string{"platform " + want}) || img.Platform != want {
+		if got := tree(t, lowerOf(t, s, img)[0]); !slices.Equal(got, []string{"platform " + want}) || img.Platform != want {
 			t.Errorf("for %q: %q %s", platform, got, img.Platform)
 		}
 		if want := strings.TrimSuffix(ref, ":latest") + "@" + digest; !slices.Contains(img.RepoDigests, want) {

@@ -87,8 +87,9 @@ type Image struct {
 
 // Lower returns the directories of the image's layers, the uppermost first, as
 // lowerdir of an overlay wants them. Layers below one that hides all of them
-// are not among them.
-func (s *Store) Lower(img Image) []string {
+// are not among them. An error matches [berth.ErrUnsupported] where the file
+// system of the store cannot hold such directories; Copy works there.
+func (s *Store) Lower(img Image) ([]string, error) {
 	dirs := make([]string, 0, len(img.Layers))
 	for i, l := range slices.Backward(img.Layers) {
 		// The kernel refuses one directory twice. What the lower one of two
@@ -98,16 +99,21 @@ func (s *Store) Lower(img Image) []string {
 		}
 		h, err := v1.NewHash(l)
 		if err != nil {
-			continue // an image of this store has none
+			return nil, fmt.Errorf("image %.19s: %w", img.ID, err)
 		}
 		dir := filepath.Join(s.layerPath(h), "fs")
 		dirs = append(dirs, dir)
 		// The kernel does not look for the mark at the root of a layer.
-		if hides, err := layer.Opaque(dir); err == nil && hides {
+		hides, err := layer.Opaque(dir)
+		if errors.Is(err, fs.ErrNotExist) && exists(s.layerPath(h)) {
+			return nil, fmt.Errorf("image %.19s: the file system of %s holds no layers of overlays: %w", img.ID, s.dir, berth.ErrUnsupported)
+		} else if err != nil {
+			return nil, fmt.Errorf("image %.19s: %w", img.ID, err)
+		} else if hides {
 			break
 		}
 	}
-	return dirs
+	return dirs, nil
 }
 
 // Copy unpacks the image's layers into an empty directory, one over the other:

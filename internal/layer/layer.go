@@ -74,6 +74,9 @@ const (
 // A layer knows nothing of those below it, so that it can be shared: a
 // directory that it implies and does not list is root's, with mode 0755, and a
 // hard link to a file that it does not hold is an error.
+//
+// Where the file system takes no marks of overlays, the form Overlay is an error
+// that matches berth.ErrUnsupported, and nothing was read.
 func Unpack(ctx context.Context, dir string, archive io.Reader, o Options) (Stats, error) {
 	if o.MaxBytes == 0 {
 		o.MaxBytes = DefaultMaxBytes
@@ -88,6 +91,9 @@ func Unpack(ctx context.Context, dir string, archive io.Reader, o Options) (Stat
 	defer unix.Close(root)
 	if o.Form == Onto {
 		return unpackOnto(ctx, root, archive, o)
+	}
+	if err := tryMarks(root); err != nil {
+		return Stats{}, fmt.Errorf("unpack a layer into %s: %w", dir, err)
 	}
 	return unpackMarked(ctx, root, overlayMarks{}, archive, o)
 }

@@ -2,6 +2,9 @@ package layer
 
 import (
 	"errors"
+	"fmt"
+
+	"berth"
 
 	"golang.org/x/sys/unix"
 )
@@ -54,6 +57,23 @@ func (overlayMarks) hide(dir int, name string) error {
 	}
 	defer unix.Close(fd)
 	return overlayMarks{}.opaque(fd)
+}
+
+// tryMarks makes both marks and takes them away. An overlay refuses them, as do
+// file systems without devices or without attributes of this kind.
+func tryMarks(dir int) error {
+	const name = markPrefix + markPrefix + "try"
+	err := unix.Mknodat(dir, name, unix.S_IFCHR, 0)
+	if err == nil {
+		err = unix.Fsetxattr(dir, xattrOrigin, nil, 0)
+	}
+	if err == nil {
+		err = unix.Fremovexattr(dir, xattrOrigin)
+	}
+	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENOTSUP) {
+		err = fmt.Errorf("the file system takes no marks of overlays: %w: %w", err, berth.ErrUnsupported)
+	}
+	return errors.Join(err, gone(unix.Unlinkat(dir, name, 0)))
 }
 
 func (overlayMarks) opaque(dir int) error {

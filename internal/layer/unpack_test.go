@@ -79,6 +79,25 @@ func TestWhiteouts(t *testing.T) {
 	}
 }
 
+// Where no marks of an overlay can be made, that is said before anything is read.
+func TestNoMarks(t *testing.T) {
+	dir := t.TempDir()
+	must(t, unix.Mount("none", dir, "tmpfs", 0, ""))
+	defer unix.Unmount(dir, unix.MNT_DETACH)
+	for _, d := range []string{"lower", "upper", "work", "root"} {
+		must(t, os.Mkdir(filepath.Join(dir, d), 0o755))
+	}
+	root := filepath.Join(dir, "root")
+	must(t, unix.Mount("none", root, "overlay", 0, fmt.Sprintf("lowerdir=%[1]s/lower,upperdir=%[1]s/upper,workdir=%[1]s/work", dir)))
+	defer unix.Unmount(root, unix.MNT_DETACH)
+	in := bytes.NewReader(pack(t, file("a", "1")))
+	whole := in.Len()
+	_, err := Unpack(t.Context(), root, in, Options{Form: Overlay})
+	if left, _ := os.ReadDir(root); !errors.Is(err, berth.ErrUnsupported) || in.Len() != whole || len(left) > 0 {
+		t.Errorf("%v; %d of %d bytes were read, %v is left", err, whole-in.Len(), whole, left)
+	}
+}
+
 func TestLimits(t *testing.T) {
 	many := func(n int) (entries []entry) {
 		for i := range n {

@@ -162,7 +162,7 @@ func moreTraps(t *testing.T, at func(string) string, o *orders) {
 	caps[0], caps[3], caps[4], caps[6] = 1, 2, 1<<2|1<<7, 1<<5
 	must(t, unix.Setxattr(at("/usr/bin/caps"), "security.capability", caps, 0))
 	c := exec.Command(at("/usr/bin/suid")) // on the host it does work
-	c.Env = []string{"HOSTROOT_TEST=suid"}
+	c.Env = []string{"ROOTFS_TEST=suid"}
 	c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 1000, Gid: 1000}}
 	must(t, unix.Chmod(filepath.Dir(at("/")), 0o755))
 	if out, err := c.CombinedOutput(); err == nil && string(out) != "0" {

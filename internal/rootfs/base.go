@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"berth"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -73,7 +75,9 @@ func mkdirAllIn(root int, path string) error {
 		return err
 	}
 	defer unix.Close(fd)
-	if err := unix.Mkdirat(fd, name, 0o700); err != nil {
+	if err := unix.Mkdirat(fd, name, 0o700); errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("%s is a symbolic link to nothing: %w", path, berth.ErrInvalid)
+	} else if err != nil {
 		return err
 	}
 	return unix.Fchmodat(fd, name, 0o755, 0)

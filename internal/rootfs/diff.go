@@ -99,13 +99,14 @@ func withParents(changes []Change) []Change {
 type diff struct{ changes []Change }
 
 // entry looks at one entry of an upper directory; alone reports whether it is
-// below an opaque directory, where nothing of the host shows through.
+// below an opaque directory, where nothing of what lies below shows through.
+// Nothing lies below if lower is "".
 func (d *diff) entry(upper, lower, path string, alone bool) error {
 	var up, low unix.Stat_t
 	if err := unix.Lstat(upper, &up); err != nil {
 		return &os.PathError{Op: "stat", Path: upper, Err: err}
 	}
-	was := unix.Lstat(lower, &low) == nil
+	was := lower != "" && unix.Lstat(lower, &low) == nil
 	kind := up.Mode & unix.S_IFMT
 	if kind == unix.S_IFCHR && up.Rdev == 0 { // a whiteout
 		if was {
@@ -121,6 +122,9 @@ func (d *diff) entry(upper, lower, path string, alone bool) error {
 	if kind != unix.S_IFDIR {
 		return nil
 	}
+	if !was || low.Mode&unix.S_IFMT != unix.S_IFDIR {
+		lower = "" // a link would lead to the host's own files
+	}
 	return d.children(upper, lower, path, alone || opaque(upper))
 }
 
@@ -133,12 +137,16 @@ func (d *diff) children(upper, lower, path string, alone bool) error {
 	seen := map[string]bool{}
 	for _, e := range inside {
 		seen[e.Name()] = true
-		err := d.entry(filepath.Join(upper, e.Name()), filepath.Join(lower, e.Name()), filepath.Join(path, e.Name()), alone)
+		under := ""
+		if lower != "" {
+			under = filepath.Join(lower, e.Name())
+		}
+		err := d.entry(filepath.Join(upper, e.Name()), under, filepath.Join(path, e.Name()), alone)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) { // the container runs and removes files
 			return err
 		}
 	}
-	if !alone {
+	if !alone || lower == "" {
 		return nil
 	}
 	for _, name := range names(lower) {

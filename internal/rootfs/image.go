@@ -29,10 +29,8 @@ func MountImage(dir string, lower []string) (string, error) {
 		return root, err
 	}
 	// What the container wrote may be setuid: nobody of the host may get there.
-	for path, mode := range map[string]os.FileMode{dir: 0o700, root: 0o755, layers: 0o755} {
-		if err := os.MkdirAll(path, mode); err != nil {
-			return "", err
-		}
+	if err := errors.Join(os.MkdirAll(dir, 0o700), os.Chmod(dir, 0o700), os.MkdirAll(root, 0o755), os.MkdirAll(layers, 0o755)); err != nil {
+		return "", err
 	}
 	if on, err := onOverlay(layers); err != nil {
 		return "", err
@@ -111,16 +109,17 @@ func merged(lower []string, do func(path string) error) (err error) {
 		return err
 	}
 	defer os.Remove(at)
-	fds, options, err := overlayOf(lower, "", "")
-	defer closeAll(fds)
-	if err != nil {
-		return err
-	}
 	onThread(func() { // whose mount namespace ends with it
 		if err = unix.Unshare(unix.CLONE_NEWNS); err != nil {
 			return
 		}
 		if err = unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+			return
+		}
+		// Opened here: the kernel takes no layers of another mount namespace.
+		fds, options, failed := overlayOf(lower, "", "")
+		defer closeAll(fds)
+		if err = failed; err != nil {
 			return
 		}
 		if err = mountOverlay(at, options); err == nil {
@@ -174,6 +173,7 @@ func Directory(root, path string) (string, error) {
 		return "", &os.PathError{Op: "open", Path: root, Err: err}
 	}
 	defer unix.Close(fd)
+	path = filepath.Join("/", path)
 	if err := mkdirAllIn(fd, path); err != nil {
 		return "", err
 	}
@@ -183,4 +183,31 @@ func Directory(root, path string) (string, error) {
 	}
 	defer unix.Close(at)
 	return os.Readlink("/proc/self/fd/" + strconv.Itoa(at))
+}
+
+// OwnDev sees to it that /dev of an image's root is a directory, if there is
+// one: a link or a file gives way, as it does in Docker. runc makes and removes
+// names in /dev while it is still outside (setupDevSymlinks and setupPtmx,
+// 1.1.5), and a link would lead it to a directory of the host.
+func OwnDev(root string) error {
+	fd, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: root, Err: err}
+	}
+	defer unix.Close(fd)
+	var dev unix.Stat_t
+	err = unix.Fstatat(fd, "dev", &dev, unix.AT_SYMLINK_NOFOLLOW)
+	if errors.Is(err, unix.ENOENT) || err == nil && dev.Mode&unix.S_IFMT == unix.S_IFDIR {
+		return nil
+	}
+	if err == nil {
+		err = unix.Unlinkat(fd, "dev", 0)
+	}
+	if err == nil {
+		err = unix.Mkdirat(fd, "dev", 0o755)
+	}
+	if err != nil {
+		return fmt.Errorf("make /dev of the root a directory: %w", err)
+	}
+	return nil
 }

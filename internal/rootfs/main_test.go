@@ -18,7 +18,7 @@ import (
 // TestMain runs the tests in a mount namespace of their own, so that nothing
 // of them stays mounted. Inside a container, the program is the attacker.
 func TestMain(m *testing.M) {
-	switch os.Getenv("HOSTROOT_TEST") {
+	switch os.Getenv("ROOTFS_TEST") {
 	case "probe":
 		probe()
 	case "userns":
@@ -27,6 +27,11 @@ func TestMain(m *testing.M) {
 		fmt.Print(os.Geteuid())
 	case "mount":
 		if _, err := Mount(os.Args[1], Options{}); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+	case "image":
+		if _, err := MountImage(os.Args[1], os.Args[2:]); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -42,7 +47,7 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 		c := exec.Command("/proc/self/exe", os.Args[1:]...)
-		c.Env = append(os.Environ(), "HOSTROOT_TEST=inside")
+		c.Env = append(os.Environ(), "ROOTFS_TEST=inside")
 		c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
 		c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
 		if err := c.Run(); err != nil {
@@ -168,7 +173,7 @@ func spec(root Root, mounts ...object) object {
 		"root":       object{"path": root.Path},
 		"process": object{
 			"args": []string{"/probe/probe"}, "cwd": "/", "user": object{"uid": 0, "gid": 0}, "capabilities": caps,
-			"env": []string{"HOSTROOT_TEST=probe", "PATH=/usr/bin"},
+			"env": []string{"ROOTFS_TEST=probe", "PATH=/usr/bin"},
 		},
 		"mounts": append([]object{
 			{"destination": "/proc", "type": "proc", "source": "proc", "options": []string{"nosuid", "noexec", "nodev"}},

@@ -48,7 +48,7 @@ func probe() {
 		fmt.Println("orders:", err)
 		return
 	}
-	if uid := os.Getenv("HOSTROOT_UID"); uid != "" {
+	if uid := os.Getenv("ROOTFS_UID"); uid != "" {
 		io.ReadAll(os.Stdin) // until the other is ready
 		fmt.Sscan(uid, &o.Uid)
 		attack(o)
@@ -57,7 +57,7 @@ func probe() {
 	// The others first: they look at what is untouched.
 	for _, uid := range slices.Backward(uids) {
 		c := exec.Command("/probe/probe")
-		c.Env = append(os.Environ(), fmt.Sprintf("HOSTROOT_UID=%d", uid))
+		c.Env = append(os.Environ(), fmt.Sprintf("ROOTFS_UID=%d", uid))
 		c.Stdout, c.Stderr = os.Stdout, os.Stdout
 		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}}
 		begin, err := c.StdinPipe()
@@ -107,7 +107,7 @@ func attack(o orders) {
 	}
 	for _, path := range o.Setuid {
 		c := exec.Command(path)
-		c.Env = []string{"HOSTROOT_TEST=suid"}
+		c.Env = []string{"ROOTFS_TEST=suid"}
 		if out, err := c.Output(); err == nil && string(out) != fmt.Sprint(o.Uid) {
 			breach("%s runs as %s", path, out)
 		}
@@ -283,7 +283,7 @@ func attackMounts(looks bool, breach func(string, ...any)) {
 		breach("mounted a tmpfs")
 	}
 	c := exec.Command("/proc/self/exe")
-	c.Env = []string{"HOSTROOT_TEST=userns", fmt.Sprintf("HOSTROOT_LOOK=%t", looks)}
+	c.Env = []string{"ROOTFS_TEST=userns", fmt.Sprintf("ROOTFS_LOOK=%t", looks)}
 	c.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNS,
 		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
@@ -325,7 +325,7 @@ func probeUserns() {
 	}
 	if err == nil {
 		unix.Chmod("/mnt/o/gshadow-", 0o777)
-		if os.Getenv("HOSTROOT_LOOK") == "true" {
+		if os.Getenv("ROOTFS_LOOK") == "true" {
 			look(breach)
 		}
 	}

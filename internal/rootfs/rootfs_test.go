@@ -303,14 +303,21 @@ func TestKilled(t *testing.T) {
 	if out, err := exec.Command("go", "test", "-c", "-tags", "crash", "-o", program, ".").CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
+	t.Run("host", func(t *testing.T) { killed(t, program, "mount", nil, "usr", "sys/devices/system") })
+	lower := layersOf(t, "a/x", "b/y")
+	t.Run("image", func(t *testing.T) { killed(t, program, "image", lower) })
+}
+
+// killed kills a mount at each of its points; with are mounts below the root.
+func killed(t *testing.T, program, verb string, lower []string, with ...string) {
 	dir := filepath.Join(t.TempDir(), "host")
 	t.Cleanup(func() { must(t, Remove(dir)) })
 	for _, anew := range []bool{true, false} {
 		whole := 0
 		for n := 1; ; n++ {
 			c := exec.Command(program)
-			c.Args = []string{"mount", dir}
-			c.Env = append(os.Environ(), "HOSTROOT_TEST=mount", fmt.Sprintf("BERTH_CRASH=%d", n))
+			c.Args = append([]string{"mount", dir}, lower...)
+			c.Env = append(os.Environ(), "ROOTFS_TEST="+verb, fmt.Sprintf("BERTH_CRASH=%d", n))
 			out, err := c.CombinedOutput()
 			if err == nil {
 				must(t, Remove(dir))
@@ -321,8 +328,10 @@ func TestKilled(t *testing.T) {
 			}
 			if left := mountsBelow(t, dir); slices.Contains(left, "/root") {
 				whole++
-				if !slices.Contains(left, "/root/usr") || !slices.Contains(left, "/root/sys/devices/system") {
-					t.Errorf("point %d: half a root: %q", n, left)
+				for _, w := range with {
+					if !slices.Contains(left, "/root/"+w) {
+						t.Errorf("point %d: half a root: %q", n, left)
+					}
 				}
 				must(t, Unmount(dir))
 			}
