@@ -74,12 +74,12 @@ func newDock(t *testing.T) *dock {
 const everything = bare + `
 find /sys/fs/cgroup -mindepth 1 -name 'berth*' ! -path '*/berthtest-*'
 awk '{print "mount", $5}' /proc/self/mountinfo
-find /run/berth/containers /run/berth/exits /run/berth/runtime /run/berth/locks/c-* /var/lib/berth/containers ! -name containers ! -name exits ! -name runtime 2>/dev/null; true`
+find /run/berth/containers /run/berth/exits /run/berth/runtime /run/berth/locks/c-* /var/lib/berth/containers /var/lib/berth/images/*/* ! -path '*/images/locks/*' ! -path '*/images/blobs/sha256' ! -name containers ! -name exits ! -name runtime 2>/dev/null; true`
 
 // empty takes everything away as a user does; nothing is left then.
 func (d *dock) empty(t *testing.T) {
 	t.Helper()
-	d.must(t, `berth ps -aq | xargs -r berth rm -f >/dev/null`)
+	d.must(t, `berth ps -aq | xargs -r berth rm -f >/dev/null; [ ! -e /var/lib/berth/images ] || berth image prune -a >/dev/null`)
 	d.must(t, removal)
 	after := d.must(t, everything)
 	if left := beside(after, d.before); len(left) > 0 && !slices.ContainsFunc(left, func(l string) bool { return !strings.HasSuffix(l, "/berth-monitors") }) {

@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// boxWishes is what is said of containers and ports.
-const boxWishes = `berth ps -a --format '{{.Names}} {{.State}}'; berth port --format '{{.Sandbox}} {{.HostPort}}' | sort; berth sandbox ls --format '{{.Name}} {{.Addresses}}'
+// boxWishes is what is said of containers, ports and images.
+const boxWishes = `berth images --format 'image {{.Repository}}'; berth ps -a --format '{{.Names}} {{.State}}'; berth port --format '{{.Sandbox}} {{.HostPort}}' | sort; berth sandbox ls --format '{{.Name}} {{.Addresses}}'
 berth ps -aq | xargs -r berth inspect -f 'restarted {{.RestartCount}}'`
 
 const (
@@ -75,12 +75,19 @@ func (f fault) boxes(t *testing.T) {
 	d.must(t, f.verb, "BERTH_CRASH_LOG="+log)
 	n := 0
 	for i, name := range passed(t, log) {
-		if !strings.HasPrefix(name, "container.") && !*everywhere {
+		if !ofBoxes(name) && !*everywhere {
 			continue
 		}
 		n++
 		killings(t, n, i+1, name, func(t *testing.T, again bool) { f.killBox(t, i+1, again, states) })
 	}
+}
+
+// ofBoxes reports whether a point is one of containers and their images; at the
+// others verbs of networks are killed.
+func ofBoxes(point string) bool {
+	kind, _, _ := strings.Cut(point, ".")
+	return slices.Contains([]string{"container", "image", "rootfs"}, kind)
 }
 
 // killBox kills the verb at one point and mends what it left.
@@ -108,6 +115,7 @@ func (d *dock) order(t *testing.T, states []string) {
 	if out, err := d.sh("berth check"); err != nil {
 		t.Errorf("check: %v\n%s", err, out)
 	}
+	d.must(t, "for i in $(berth images -q); do berth run --rm --network none $i true || exit 1; done")
 	if now := d.must(t, boxWishes); !slices.Contains(states, now) {
 		t.Errorf("what is wanted is neither as before nor as after:\n%swant one of:\n%s", now, strings.Join(states, "or\n"))
 	}
@@ -141,7 +149,7 @@ func TestEndKilledAnywhere(t *testing.T) {
 				d.order(t, []string{""})
 			}
 			for i, name := range passed(t, log) {
-				if !strings.HasPrefix(name, "container.") && !*everywhere {
+				if !ofBoxes(name) && !*everywhere {
 					continue
 				}
 				t.Run(fmt.Sprintf("%d %s", i+1, name), func(t *testing.T) {

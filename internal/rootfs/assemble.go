@@ -171,7 +171,7 @@ func (b *bench) tree(n int, t tree) error {
 	if err != nil {
 		return err
 	}
-	crash.Point("rootfs tree")
+	crash.Point("rootfs.tree")
 	if t.path == "/etc" {
 		lower = "etc:" + lower
 	}

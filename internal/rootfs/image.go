@@ -51,7 +51,7 @@ func MountImage(dir string, lower []string) (string, error) {
 	if err := makeLayer(layers, "/", &top); err != nil {
 		return "", err
 	}
-	crash.Point("image root layer")
+	crash.Point("rootfs.image-layer")
 	own := filepath.Join(layers, layerName("/"))
 	fds, options, err := overlayOf(lower, filepath.Join(own, "upper"), filepath.Join(own, "work"))
 	defer closeAll(fds)
@@ -62,7 +62,7 @@ func MountImage(dir string, lower []string) (string, error) {
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) {
 		return "", fmt.Errorf("mount the image's layers: the file system of %s takes no overlay: %w", dir, berth.ErrUnsupported)
 	}
-	crash.Point("image root mounted")
+	crash.Point("rootfs.image-mounted")
 	return root, err
 }
 

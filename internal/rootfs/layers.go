@@ -40,7 +40,7 @@ func makeLayer(layers, path string, like *unix.Stat_t) error {
 	if err := unix.Chmod(fresh, like.Mode&0o7777); err != nil {
 		return err
 	}
-	crash.Point("rootfs layer")
+	crash.Point("rootfs.layer")
 	times := []unix.Timespec{like.Atim, like.Mtim}
 	if err := unix.UtimesNanoAt(unix.AT_FDCWD, fresh, times, 0); err != nil {
 		return err

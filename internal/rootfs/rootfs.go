@@ -98,17 +98,17 @@ func Mount(dir string, o Options) (Root, error) {
 	if err := holdLayers(filepath.Join(dir, layersDir)); err != nil {
 		return Root{}, err
 	}
-	crash.Point("rootfs layers")
+	crash.Point("rootfs.layers")
 	tree, err := assemble(dir, o)
 	if err != nil {
 		return Root{}, err
 	}
 	defer unix.Close(tree)
-	crash.Point("rootfs assembled")
+	crash.Point("rootfs.assembled")
 	if err := unix.MoveMount(tree, "", unix.AT_FDCWD, root.Path, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 		return Root{}, fmt.Errorf("mount the root in %s: %w", root.Path, err)
 	}
-	crash.Point("rootfs mounted")
+	crash.Point("rootfs.mounted")
 	return root, nil
 }
 
