@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"sync"
 
 	"berth"
 	"berth/internal/crash"
@@ -86,6 +87,7 @@ func (s *Store) addLayers(ctx context.Context, m *v1.Manifest, cf *v1.ConfigFile
 	for _, d := range m.Layers {
 		tell(Event{Layer: d.Digest.Hex[:12], Status: Waiting, Total: d.Size})
 	}
+	var syncing sync.Mutex
 	for i, d := range m.Layers {
 		group.Go(func() error {
 			if ctx.Err() != nil {
@@ -94,6 +96,12 @@ func (s *Store) addLayers(ctx context.Context, m *v1.Manifest, cf *v1.ConfigFile
 			l := &arrival{Store: s, d: d, diff: cf.RootFS.DiffIDs[i], tell: tell}
 			if err := l.add(ctx, from); err != nil {
 				return fmt.Errorf("layer %.19s: %w", d.Digest, err)
+			}
+			// The disk begins while others are still unpacked, and less is left for
+			// the sync at the end. What fails here is not told again there.
+			if l.dir != "" && syncing.TryLock() {
+				defer syncing.Unlock()
+				return full(s.syncAll())
 			}
 			return nil
 		})
