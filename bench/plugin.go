@@ -114,8 +114,8 @@ func plugin() []row {
 	last := a.measure(full)
 	rows = append(rows, first.rows(1, four)...)
 	rows = append(rows, last.rows(full, four)...)
-	rows = append(rows, row{what: fmt.Sprintf("ADD, beside %d endpoints / beside 1", full), ours: last.add[0], reference: first.add[0], unit: " ms", want: atMost(1.5)},
-		row{what: fmt.Sprintf("the same of the reference plugins, beside %d endpoints / beside 1", full), ours: last.add[1], reference: first.add[1], unit: " ms"})
+	rows = append(rows, row{what: fmt.Sprintf("ADD with %d on the network / with 1", full), ours: last.add[0], reference: first.add[0], unit: " ms", want: atMost(1.5)},
+		row{what: fmt.Sprintf("the same of the reference plugins, with %d / with 1", full), ours: last.add[1], reference: first.add[1], unit: " ms"})
 	for _, r := range limited.rows(1, six) {
 		r.what = "with limits of bandwidth: " + r.what
 		rows = append(rows, r)
@@ -180,7 +180,7 @@ func (p *pair) measure(n int) (c calls) {
 
 // rows compare the calls: 15 times faster is wanted of ADD, 8 times of DEL.
 func (c calls) rows(n int, others string) []row {
-	where := fmt.Sprintf(", beside %d endpoints / %s", n, others)
+	where := fmt.Sprintf(", with %d on the network / %s", n, others)
 	return []row{
 		{what: "ADD with one port" + where, ours: c.add[0], reference: c.add[1], unit: " ms", want: atMost(0.0667)},
 		{what: "DEL" + where, ours: c.del[0], reference: c.del[1], unit: " ms", want: atMost(0.125)},
