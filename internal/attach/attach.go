@@ -150,6 +150,15 @@ func (h *Host) Tune(ctx context.Context, name string, c Change) error {
 	}})
 }
 
+// Isolate keeps a port of a bridge of the host from other such ports.
+func (h *Host) Isolate(ctx context.Context, port string, on bool) error {
+	return h.k.Apply(ctx, []plan.Step{plan.TuneLink{Key: plan.LinkKey{Place: plan.Host, Name: port}, Isolated: &on}})
+}
+
+// ID is a number of the host's namespace, which it alone has until the next
+// boot.
+func (h *Host) ID() uint64 { return h.host.Cookie() }
+
 // Remove deletes a link of the namespace, with its other end. That it is not
 // there is no error.
 func (h *Host) Remove(ctx context.Context, name string) error {

@@ -168,7 +168,24 @@ func (c *bridgeConf) attach(ctx context.Context, args *skel.CmdArgs, h *attach.H
 	if err := h.Forward(ctx, gateways); err != nil {
 		return fmt.Errorf("failed to enable forwarding: %w", err)
 	}
-	return links(h, args, r, c.Bridge, end)
+	if err := links(h, args, r, c.Bridge, end); err != nil || !c.IPMasq || len(r.IPs) == 0 {
+		return err
+	}
+	return masquerade(ctx, "bridge", c.Name, args, h, r)
+}
+
+// masquerade lets what leaves from the attachment have the host's address. An
+// error of a subnet of which the host has no part is none: nothing leaves by it.
+func masquerade(ctx context.Context, part, name string, args *skel.CmdArgs, h *attach.Host, r *current.Result) error {
+	w, err := openWard(ctx, part, name, args, h)
+	if err != nil {
+		return err
+	}
+	_, _, err = w.adopt(ctx, r, true)
+	if errors.Is(err, errNoPart) {
+		err = nil
+	}
+	return errors.Join(err, w.e.Close())
 }
 
 // gateways completes a result: who the gateway is, the default route, and which
@@ -285,11 +302,17 @@ func bridgeDel(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
-	return detach(ctx, args, &c.NetConf)
+	return detach(ctx, args, &c.NetConf, "bridge", c.IPMasq)
 }
 
 // detach takes an attachment away, and gives its addresses back.
-func detach(ctx context.Context, args *skel.CmdArgs, conf *types.NetConf) error {
+func detach(ctx context.Context, args *skel.CmdArgs, conf *types.NetConf, part string, masqueraded bool) error {
+	if masqueraded {
+		err := inWard(ctx, part, conf.Name, args, func(w *ward) error { return w.release(ctx, true, nil) })
+		if err != nil {
+			return err
+		}
+	}
 	h, err := openGoing(args.Netns)
 	if err != nil {
 		return err
@@ -308,7 +331,9 @@ func bridgeGC(args *skel.CmdArgs) error {
 	if err := json.Unmarshal(args.StdinData, &conf); err != nil {
 		return fmt.Errorf("failed to load netconf: %w", err)
 	}
-	return newAddresser(args, &conf).do(context.Background(), "GC")
+	ctx := context.Background()
+	err := inWard(ctx, conf.Type, conf.Name, args, func(w *ward) error { return w.collect(ctx, conf.ValidAttachments) })
+	return errors.Join(err, newAddresser(args, &conf).do(ctx, "GC"))
 }
 
 func bridgeCheck(args *skel.CmdArgs) error {

@@ -98,7 +98,11 @@ func (c *ptpConf) attach(ctx context.Context, args *skel.CmdArgs, h *attach.Host
 	if err != nil {
 		return err
 	}
-	if err := links(h, args, r, end); err != nil {
+	err = links(h, args, r, end)
+	if err == nil && c.IPMasq {
+		err = masquerade(ctx, "ptp", c.Name, args, h, r)
+	}
+	if err != nil {
 		return errors.Join(err, h.Remove(ctx, args.IfName))
 	}
 	return nil
@@ -109,7 +113,7 @@ func ptpDel(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
-	return detach(context.Background(), args, &c.NetConf)
+	return detach(context.Background(), args, &c.NetConf, "ptp", c.IPMasq)
 }
 
 func ptpGC(args *skel.CmdArgs) error { return bridgeGC(args) }

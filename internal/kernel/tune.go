@@ -37,6 +37,12 @@ func (p *place) tune(step plan.TuneLink) error {
 	if step.TxQueue != nil {
 		req.AddData(nl.NewRtAttr(unix.IFLA_TXQLEN, nl.Uint32Attr(uint32(*step.TxQueue))))
 	}
+	if step.Isolated != nil {
+		info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+		info.AddRtAttr(nl.IFLA_INFO_SLAVE_KIND, nl.NonZeroTerminated("bridge"))
+		info.AddRtAttr(nl.IFLA_INFO_SLAVE_DATA, nil).AddRtAttr(brportIsolated, flag(*step.Isolated))
+		req.AddData(info)
+	}
 	_, err = req.Execute(unix.NETLINK_ROUTE, 0)
 	return err
 }

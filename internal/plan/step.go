@@ -52,6 +52,7 @@ type (
 		MTU                   int       // 0: as it is
 		MAC                   berth.MAC // zero: as it is
 		Promisc, AllMulti, Up *bool     // nil: as it is
+		Isolated              *bool     // of a bridge's port; nil: as it is
 		TxQueue               *int      // packets; nil: as it is
 	}
 

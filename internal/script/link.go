@@ -236,4 +236,11 @@ func (w *writer) tune(x plan.TuneLink) {
 		args = append(args, "down")
 	}
 	w.ip(x.Key.Place, "link set dev", args...)
+	if x.Isolated != nil {
+		on := "off"
+		if *x.Isolated {
+			on = "on"
+		}
+		w.ip(x.Key.Place, "link set dev", x.Key.Name, "type", "bridge_slave", "isolated", on)
+	}
 }
