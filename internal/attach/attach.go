@@ -87,7 +87,7 @@ func (h *Host) Bridge(ctx context.Context, name string, mtu int, promisc bool) (
 		return l, err
 	}
 	if l.Kind != string(plan.BridgeLink) {
-		return l, fmt.Errorf("%q already exists but is not a bridge: %w", name, berth.ErrExists)
+		return l, fmt.Errorf("%q already exists but is not a bridge", name)
 	}
 	on := true
 	tune := plan.TuneLink{Key: key, Up: &on}
@@ -112,7 +112,7 @@ func (h *Host) Inside(name string) (Link, error) { return h.look(inside, name) }
 func (h *Host) look(where plan.Place, name string) (Link, error) {
 	l, _, there, err := h.k.Found(where, name)
 	if err == nil && !there {
-		err = fmt.Errorf("link %q: %w", name, berth.ErrNotFound)
+		err = fmt.Errorf("link %q %w", name, berth.ErrNotFound)
 	}
 	return l, err
 }
@@ -184,7 +184,7 @@ func (h *Host) PutGateways(ctx context.Context, bridge string, all []netip.Prefi
 				continue
 			}
 			if !force {
-				return fmt.Errorf("%q already has an IP address different from %s: %w", bridge, p, berth.ErrConflict)
+				return fmt.Errorf("%q already has an IP address different from %s", bridge, p)
 			}
 			steps = append(steps, plan.DropAddr{Key: plan.AddrKey{Link: key, Prefix: old}})
 		}

@@ -1,0 +1,121 @@
+package main
+
+import (
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// reference is where Debian's package has the reference plugins.
+const reference = "/usr/lib/cni"
+
+// scenario runs configurations written for the reference plugins, and says what
+// can be seen of it: results, files, and who reaches whom. DIR is where the
+// plugins are.
+const scenario = `
+export CNI_PATH=DIR NETCONFPATH=/run/net.d
+mkdir -p /run/net.d && mount -t tmpfs none /var/lib && mkdir -p /var/lib/berth
+ip netns add a; ip netns add b; ip netns add lan
+ip link set up1 netns lan && ip -n lan addr add 192.0.2.9/24 dev up1 && ip -n lan link set up1 up && ip -n lan link set lo up
+ip -n lan route add 10.22.0.0/24 via 192.0.2.1; ip -n lan route add 10.23.0.0/24 via 192.0.2.1
+write() { echo "{\"cniVersion\":\"$2\",\"name\":\"$1\",\"plugins\":[$3]}" >/run/net.d/$1.conflist; }
+ports() { export CAP_ARGS="{\"portMappings\":[{\"hostPort\":$1,\"containerPort\":80,\"protocol\":\"tcp\"}]}"; }
+PIDS=
+cat >/run/serve.py <<'END'
+import socket, sys
+s = socket.create_server(('', int(sys.argv[1])))
+while True:
+    c, peer = s.accept()
+    c.send((peer[0] + '\n').encode())
+    c.close()
+END
+serve() { ip netns exec $1 python3 /run/serve.py $2 & PIDS="$PIDS $!"; until ip netns exec $1 ss -Hltn | grep -q ":$2 "; do :; done; }
+get() { printf '%s reaches %s: ' $1 $2:$3; ip netns exec $1 nc -d -w 1 $2 $3 || echo no; }
+host() { printf 'host reaches %s: ' $1:$2; nc -d -w 1 $1 $2 || echo no; }
+inside() { ip -n a -o addr show eth0 | grep -o 'inet [^ ]*'; ip -n a route | sed 's/ proto [^ ]*//; s/ *$//'; ip -n a -o link show eth0 | grep -o 'mtu [0-9]*'; ip -o addr show dev $1 2>/dev/null | grep -o 'inet [^ ]*'; cat /proc/sys/net/ipv4/ip_forward; }
+gone() { ls /var/lib/cni/networks/$1; ip -n a -o link show eth0 2>&1 | grep -c 'does not exist'; ip -o link | grep -c 'veth\|bwp\|-out'; tc qdisc | grep -c tbf; }
+serve lan 99
+
+IPAM='"ipam":{"type":"host-local","subnet":"10.22.0.0/24","rangeStart":"10.22.0.10","routes":[{"dst":"0.0.0.0/0"}]}'
+write br 1.0.0 '{"type":"bridge","bridge":"mybr0","isGateway":true,"ipMasq":true,"hairpinMode":true,"mtu":1400,'"$IPAM"',"dns":{"nameservers":["10.22.0.1"],"search":["x"]}},{"type":"portmap","capabilities":{"portMappings":true}},{"type":"firewall"},{"type":"bandwidth","ingressRate":80000000,"ingressBurst":8000000,"egressRate":80000000,"egressBurst":8000000},{"type":"tuning","sysctl":{"net.core.somaxconn":"501"},"promisc":true}'
+ports 8080; cnitool add br /run/netns/a; ports 8081; cnitool add br /run/netns/b
+inside mybr0; ip netns exec a cat /proc/sys/net/core/somaxconn; ls /var/lib/cni/networks/br; tc qdisc | grep -o 'rate [^ ]*'
+serve a 80; serve b 80
+get lan 192.0.2.1 8080; get lan 192.0.2.1 8081; get lan 10.22.0.10 80; host 127.0.0.1 8080; host 192.0.2.1 8081; host 10.22.0.10 80
+get a 192.0.2.1 8080; get a 10.22.0.11 80; get a 192.0.2.9 99
+ports 8080; cnitool add br /run/netns/a >/dev/null 2>&1 || echo twice is an error
+cnitool del br /run/netns/a && cnitool del br /run/netns/a && echo deleted
+get lan 192.0.2.1 8080
+ports 8081; cnitool del br /run/netns/b && echo deleted
+gone br; kill $PIDS; PIDS=; serve lan 99
+
+IPAM='"ipam":{"type":"host-local","ranges":[[{"subnet":"10.23.0.0/24"}],[{"subnet":"fd00:23::/64"}]],"routes":[{"dst":"0.0.0.0/0"},{"dst":"::/0"}]}'
+write pp 0.4.0 '{"type":"ptp","ipMasq":true,'"$IPAM"'},{"type":"portmap","capabilities":{"portMappings":true},"snat":true}'
+ports 8080; cnitool add pp /run/netns/a; ports 8081; cnitool add pp /run/netns/b
+inside none; serve a 80; serve b 80
+get lan 192.0.2.1 8080; get lan 192.0.2.1 8081; get lan 10.23.0.2 80; host 127.0.0.1 8080; host 192.0.2.1 8081; host 10.23.0.2 80
+get a 192.0.2.1 8080; get a 10.23.0.3 80; get a 192.0.2.9 99
+ports 8080; cnitool del pp /run/netns/a && cnitool del pp /run/netns/a && echo deleted
+ports 8081; cnitool del pp /run/netns/b && echo deleted
+gone pp; kill $PIDS; PIDS=; unset CAP_ARGS
+
+write l2 0.3.1 '{"type":"bridge","bridge":"l2br"}'
+cnitool add l2 /run/netns/a; cnitool check l2 /run/netns/a 2>/dev/null || echo no CHECK; cnitool del l2 /run/netns/a
+write own 1.0.0 '{"type":"bridge","bridge":"ownbr","isDefaultGateway":true,"promiscMode":true,"ipam":{"type":"host-local","subnet":"10.24.0.0/24","gateway":"10.24.0.254","ranges":[[{"subnet":"10.25.0.0/29"}]]}}'
+cnitool add own /run/netns/a 2>&1; ip -n a link del eth0 2>/dev/null # the reference leaves it
+ip -o addr show dev ownbr | grep -o 'inet [^ ]*'
+write own 1.0.0 '{"type":"bridge","bridge":"ownbr","isDefaultGateway":true,"promiscMode":true,"ipam":{"type":"host-local","subnet":"10.24.0.0/24","gateway":"10.24.0.254"}}'
+cnitool add own /run/netns/b; ip -o addr show dev ownbr | grep -o 'inet [^ ]*'; ip -n b route | sed 's/ proto [^ ]*//; s/ *$//'; ip -d -o link show ownbr | grep -c 'promiscuity 1'
+cnitool check own /run/netns/b && echo checked; ip -n b addr flush dev eth0; cnitool check own /run/netns/b >/dev/null 2>&1 || echo differs
+cnitool del own /run/netns/b; gone own
+write own 1.0.0 '{"type":"bridge","bridge":"ownbr","isGateway":true,"promiscMode":true,"ipam":{"type":"host-local","subnet":"10.26.0.0/24"}}'
+cnitool add own /run/netns/b 2>&1 | grep -o 'already has an IP address different from.*'
+ip -n b link del eth0 2>/dev/null; cnitool del own /run/netns/b
+write own 1.0.0 '{"type":"bridge","bridge":"ownbr","isGateway":true,"forceAddress":true,"promiscMode":true,"ipam":{"type":"host-local","subnet":"10.26.0.0/24"}}'
+cnitool add own /run/netns/b >/dev/null && ip -o addr show dev ownbr | grep -o 'inet [^ ]*'; cnitool del own /run/netns/b
+write loop 1.0.0 '{"type":"loopback"}'
+CNI_IFNAME=lo cnitool add loop /run/netns/a && ip -n a -o link show lo | grep -o 'LOOPBACK,UP' && CNI_IFNAME=lo cnitool del loop /run/netns/a
+for n in a b lan; do ip netns del $n; done; ip link del mybr0; ip link del l2br; ip link del ownbr
+umount /var/lib
+`
+
+// varies is what two runs of one plugin do not have in common.
+var varies = []struct {
+	what *regexp.Regexp
+	is   string
+}{
+	{regexp.MustCompile(`([0-9a-f]{2}:){5}[0-9a-f]{2}`), "MAC"},
+	{regexp.MustCompile(`veth[0-9a-f]{8}`), "veth"},
+	{regexp.MustCompile(`bwp[0-9a-f]+|bt[0-9a-f]{8}-out`), "ifb"},
+}
+
+// TestDropInBesideReference runs the same configurations with Debian's plugins
+// and with the links, each on a host of its own. What can be seen must be the
+// same.
+func TestDropInBesideReference(t *testing.T) {
+	if _, err := os.Stat(reference + "/bridge"); err != nil {
+		t.Skip("needs the package containernetworking-plugins")
+	}
+	see := func(n *node, dir string) string {
+		out := n.must(t, strings.ReplaceAll(scenario, "DIR", dir)+"\ntrue")
+		for _, v := range varies {
+			out = v.what.ReplaceAllString(out, v.is)
+		}
+		return out
+	}
+	n := newNode(t)
+	n.must(t, "berth cni install --drop-in --dir /run/cni/bin")
+	ours, theirs := see(n, "/run/cni/bin"), see(newNode(t), reference)
+	if ours == theirs {
+		return
+	}
+	a, b := strings.Split(ours, "\n"), strings.Split(theirs, "\n")
+	for i := range min(len(a), len(b)) {
+		if a[i] != b[i] {
+			t.Errorf("line %d: %q, the reference %q\nours:\n%s\nthe reference:\n%s", i, a[i], b[i], ours, theirs)
+			return
+		}
+	}
+	t.Errorf("ours:\n%s\nthe reference:\n%s", ours, theirs)
+}
