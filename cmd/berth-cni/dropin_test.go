@@ -119,3 +119,87 @@ func TestDropInBesideReference(t *testing.T) {
 	}
 	t.Errorf("ours:\n%s\nthe reference:\n%s", ours, theirs)
 }
+
+// policies sets two networks of two pods each apart.
+const policies = `
+export CNI_PATH=DIR NETCONFPATH=/run/net.d; mkdir -p /run/net.d
+cat >/run/serve.py <<'END'
+import socket
+s = socket.create_server(('', 80))
+while True:
+    c, _ = s.accept()
+    c.send(b'hello\n')
+    c.close()
+END
+ip netns add lan; ip link set up1 netns lan && ip -n lan addr add 192.0.2.9/24 dev up1 && ip -n lan link set up1 up; ip -n lan route add 10.88.0.0/16 via 192.0.2.1
+for i in 3 4; do cat >/run/net.d/n$i.conflist <<END
+{"cniVersion":"1.0.0","name":"n$i","plugins":[{"type":"bridge","bridge":"n$i","isGateway":true,"ipMasq":true,"hairpinMode":true,"ipam":{"type":"host-local","dataDir":"/run/ips","routes":[{"dst":"0.0.0.0/0"}],"ranges":[[{"subnet":"10.88.$i.0/24","gateway":"10.88.$i.1"}]]}},
+{"type":"firewall","backend":"iptables","ingressPolicy":"POLICY"}]}
+END
+for j in a b; do ip netns add $j$i; cnitool add n$i /run/netns/$j$i >/dev/null; ip netns exec $j$i python3 /run/serve.py & PIDS="$PIDS $!"; until ip netns exec $j$i ss -Hltn | grep -q :80; do :; done; done; done
+get() { ip netns exec $1 nc -d -w 1 $2 80 >/dev/null && echo $1 $2; }
+get a3 10.88.3.3; get b4 10.88.4.2; get a3 10.88.4.2; get b4 10.88.3.2; get lan 10.88.3.2
+for i in 3 4; do for j in a b; do cnitool del n$i /run/netns/$j$i; ip netns del $j$i; done; ip link del n$i; done
+kill $PIDS; ip netns del lan
+test -z "$(nft list tables | grep berth)"
+`
+
+// TestIngressPolicy holds the policies of the plugin firewall against who
+// reaches whom.
+func TestIngressPolicy(t *testing.T) {
+	for policy, want := range map[string]string{
+		"open":        "a3 10.88.3.3\nb4 10.88.4.2\na3 10.88.4.2\nb4 10.88.3.2\nlan 10.88.3.2\n",
+		"same-bridge": "a3 10.88.3.3\nb4 10.88.4.2\n",
+		"isolated":    "",
+	} {
+		n := newNode(t)
+		n.must(t, "berth cni install --drop-in --dir /run/cni/bin")
+		if got := n.must(t, strings.NewReplacer("DIR", "/run/cni/bin", "POLICY", policy).Replace(policies)); got != want {
+			t.Errorf("with %s: %q, want %q", policy, got, want)
+		}
+	}
+}
+
+// TestHostLocalFollows lets the reference's host-local and the link go on with
+// each other's files, in turn.
+func TestHostLocalFollows(t *testing.T) {
+	if _, err := os.Stat(reference + "/host-local"); err != nil {
+		t.Skip("needs the package containernetworking-plugins")
+	}
+	n := newNode(t)
+	n.must(t, "berth cni install --drop-in --dir /run/cni/bin")
+	got := n.must(t, `
+call() { CNI_COMMAND=$2 CNI_CONTAINERID=$3 CNI_NETNS=/none CNI_IFNAME=eth0 CNI_PATH=/none $1/host-local <<END
+{"cniVersion":"0.3.1","name":"f","ipam":{"type":"host-local","dataDir":"/run/ips","subnet":"10.1.0.0/29"}}
+END
+}
+R=`+reference+` B=/run/cni/bin
+for c in "$R 1" "$B 2" "$R 3" "$B 4" "$R 5"; do set -- $c; call $1 ADD c$2 | grep -o '10.1.0.[0-9]*/29'; done
+call $B ADD c6 | grep -o 'no IP addresses available in range set: .*[0-9]'; call $R ADD c6 | grep -o 'no IP addresses available in range set: .*[0-9]'
+call $B ADD c1 | grep -o '10.*allowed'; call $R ADD c2 | grep -o '10.*allowed'
+call $B DEL c1; call $R DEL c2; call $B DEL c2; call $B CHECK c1 >/dev/null || echo gone
+call $R ADD c7 | grep -o '10.1.0.[0-9]*/29'; call $B ADD c8 | grep -o '10.1.0.[0-9]*/29'; ls /run/ips/f`)
+	const want = `10.1.0.2/29
+10.1.0.3/29
+10.1.0.4/29
+10.1.0.5/29
+10.1.0.6/29
+no IP addresses available in range set: 10.1.0.1-10.1.0.6
+no IP addresses available in range set: 10.1.0.1-10.1.0.6
+10.1.0.2 has been allocated to c1, duplicate allocation is not allowed
+10.1.0.3 has been allocated to c2, duplicate allocation is not allowed
+gone
+10.1.0.2/29
+10.1.0.3/29
+10.1.0.2
+10.1.0.3
+10.1.0.4
+10.1.0.5
+10.1.0.6
+last_reserved_ip.0
+lock
+`
+	if got != want {
+		t.Errorf("%s\nwant %s", got, want)
+	}
+}

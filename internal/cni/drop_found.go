@@ -162,7 +162,10 @@ func (w *ward) network(ctx context.Context, r *current.Result, masquerade bool) 
 func (w *ward) bridge(r *current.Result) (string, error) {
 	end, err := w.h.HostEnd(w.ifname)
 	if err != nil || end == "" {
-		return "", cmp.Or(err, fmt.Errorf("interface %s in %s is no end of a pair whose other end is on the host", w.ifname, w.netns))
+		return "", cmp.Or(err, fmt.Errorf("container interface %s has no veth peer on the host", w.ifname))
+	}
+	if !slices.ContainsFunc(r.Interfaces, func(l *current.Interface) bool { return l.Sandbox == "" && l.Name == end }) {
+		return "", fmt.Errorf("no veth peer of container interface found in host ns: prevResult has no interface %s", end)
 	}
 	port, err := w.h.OnHost(end)
 	if err != nil {
@@ -199,9 +202,7 @@ func (w *ward) subnets(r *current.Result, bridge string) (subs []berth.Subnet, e
 			return nil, err
 		}
 		s := berth.Subnet{Prefix: p.Masked()}
-		if gw, ok := netip.AddrFromSlice(r.IPs[i].Gateway); ok {
-			s.Gateway = gw.Unmap()
-		}
+		s.Gateway = gatewayOf(r.IPs[i], p)
 		if bridge != "" {
 			at := slices.IndexFunc(own, func(o netip.Prefix) bool { return o.Masked() == s.Prefix })
 			if at < 0 {
@@ -217,6 +218,19 @@ func (w *ward) subnets(r *current.Result, bridge string) (subs []berth.Subnet, e
 		return nil, fmt.Errorf("bridge %s has %w: isGateway gives it one", bridge, errNoPart)
 	}
 	return subs, nil
+}
+
+// gatewayOf is what a result says, or where it says what cannot be, another
+// address of the subnet than the attachment's.
+func gatewayOf(ip *current.IPConfig, p netip.Prefix) netip.Addr {
+	gw, _ := netip.AddrFromSlice(ip.Gateway)
+	if gw = gw.Unmap(); gw.IsValid() && p.Contains(gw) && gw != p.Addr() {
+		return gw
+	}
+	if gw = p.Masked().Addr().Next(); gw == p.Addr() {
+		gw = gw.Next()
+	}
+	return gw
 }
 
 // ofInside reports whether an address of a result is the attachment's.

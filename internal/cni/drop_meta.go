@@ -93,6 +93,9 @@ func (l link) apply(ctx context.Context, args *skel.CmdArgs, c *linkConf) error 
 		return err
 	}
 	defer h.Close()
+	if len(c.result.Interfaces) == 0 {
+		return errors.New("no interfaces provided")
+	}
 	w, err := openWard(ctx, l.name, c.Name, args, h)
 	if err != nil {
 		return err
