@@ -273,10 +273,7 @@ func (w *ward) release(ctx context.Context, all bool, undo func(berth.Endpoint) 
 func (w *ward) leave(ctx context.Context, id string) error {
 	n, err := w.e.Network(ctx, id)
 	if err == nil && n.Labels[labelFound] != "" {
-		var vacant bool
-		if vacant, err = w.e.Vacant(ctx, n.ID); err == nil && vacant {
-			err = w.e.RemoveNetwork(ctx, n.ID, engine.RemoveOptions{})
-		}
+		err = w.e.RemoveNetwork(ctx, n.ID, engine.RemoveOptions{})
 	}
 	if errors.Is(err, berth.ErrInUse) || errors.Is(err, berth.ErrNotFound) {
 		return nil
