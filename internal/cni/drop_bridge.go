@@ -354,22 +354,22 @@ func bridgeCheck(args *skel.CmdArgs) error {
 		return err
 	}
 	if r == nil {
-		return errors.New("Required prevResult missing")
+		return said("Required prevResult missing")
 	}
 	br, err := h.OnHost(c.Bridge)
 	if err != nil {
-		return fmt.Errorf("Interface name %s not found: %w", c.Bridge, err)
+		return said("Interface name %s not found: %w", c.Bridge, err)
 	}
 	told := slices.IndexFunc(r.Interfaces, func(i *current.Interface) bool { return i.Name == c.Bridge && i.Sandbox == "" })
 	switch {
 	case br.Kind != "bridge":
-		return fmt.Errorf("Interface %s does not have link type of bridge", c.Bridge)
+		return said("Interface %s does not have link type of bridge", c.Bridge)
 	case told < 0:
-		return errors.New("Interface name missing ")
+		return said("Interface name missing ")
 	case r.Interfaces[told].Mac != "" && r.Interfaces[told].Mac != br.MAC.String():
-		return fmt.Errorf("Bridge interface %s Mac doesn't match: %s", c.Bridge, r.Interfaces[told].Mac)
+		return said("Bridge interface %s Mac doesn't match: %s", c.Bridge, r.Interfaces[told].Mac)
 	case br.Promisc() != c.Promisc:
-		return fmt.Errorf("Bridge interface %s configured Promisc Mode %v doesn't match current state: %v ", c.Bridge, c.Promisc, br.Promisc())
+		return said("Bridge interface %s configured Promisc Mode %v doesn't match current state: %v ", c.Bridge, c.Promisc, br.Promisc())
 	}
 	end, err := checkInside(h, args, r)
 	if err != nil {
@@ -379,7 +379,7 @@ func bridgeCheck(args *skel.CmdArgs) error {
 	if err != nil || !l.PortOf(br) || !slices.ContainsFunc(r.Interfaces, func(i *current.Interface) bool {
 		return i.Name == end && i.Sandbox == "" && (i.Mac == "" || i.Mac == l.MAC.String())
 	}) {
-		return fmt.Errorf("CNI veth created for bridge %s was not found", c.Bridge)
+		return said("CNI veth created for bridge %s was not found", c.Bridge)
 	}
 	return nil
 }
@@ -389,17 +389,17 @@ func bridgeCheck(args *skel.CmdArgs) error {
 func checkInside(h *attach.Host, args *skel.CmdArgs, r *current.Result) (end string, err error) {
 	told := slices.IndexFunc(r.Interfaces, func(i *current.Interface) bool { return i.Name == args.IfName && i.Sandbox == args.Netns })
 	if told < 0 {
-		return "", fmt.Errorf("Sandbox in prevResult doesn't match configured netns: %s", args.Netns)
+		return "", said("Sandbox in prevResult doesn't match configured netns: %s", args.Netns)
 	}
 	l, err := h.Inside(args.IfName)
 	if err != nil {
-		return "", fmt.Errorf("Interface name %s not found: %w", args.IfName, err)
+		return "", said("Interface name %s not found: %w", args.IfName, err)
 	}
 	if l.Kind != "veth" {
-		return "", fmt.Errorf("Error: Container interface %s not of type veth", args.IfName)
+		return "", said("Error: Container interface %s not of type veth", args.IfName)
 	}
 	if mac := r.Interfaces[told].Mac; mac != "" && mac != l.MAC.String() {
-		return "", fmt.Errorf("Interface %s Mac %s doesn't match container Mac: %s", args.IfName, mac, l.MAC)
+		return "", said("Interface %s Mac %s doesn't match container Mac: %s", args.IfName, mac, l.MAC)
 	}
 	for _, ip := range r.IPs {
 		a, err := prefixOf(ip.Address)
@@ -407,7 +407,7 @@ func checkInside(h *attach.Host, args *skel.CmdArgs, r *current.Result) (end str
 			continue
 		}
 		if !slices.Contains(l.Addrs, a) {
-			return "", fmt.Errorf("Failed to match addr %s on interface %s", a, args.IfName)
+			return "", said("Failed to match addr %s on interface %s", a, args.IfName)
 		}
 	}
 	have, err := h.RoutesInside()
@@ -419,9 +419,9 @@ func checkInside(h *attach.Host, args *skel.CmdArgs, r *current.Result) (end str
 		if err != nil || route.Table != nil {
 			continue
 		}
-		gw, said := netip.AddrFromSlice(route.GW)
-		if ways := have[dst.Masked()]; len(ways) == 0 || said && !slices.Contains(ways, gw.Unmap()) {
-			return "", fmt.Errorf("Expected Route %s not found in routing table", dst)
+		gw, by := netip.AddrFromSlice(route.GW)
+		if ways := have[dst.Masked()]; len(ways) == 0 || by && !slices.Contains(ways, gw.Unmap()) {
+			return "", said("Expected Route %s not found in routing table", dst)
 		}
 	}
 	return h.HostEnd(args.IfName)

@@ -147,7 +147,7 @@ func (l link) check(args *skel.CmdArgs) error {
 		return err
 	}
 	if c.result == nil {
-		return errors.New("Required prevResult missing")
+		return said("Required prevResult missing")
 	}
 	if l.idle(c) {
 		return nil
@@ -200,7 +200,7 @@ var portmap = link{
 	idle: func(c *linkConf) bool { return len(c.ports) == 0 },
 	load: func(c *linkConf) error {
 		if c.MarkMasqBit != nil && (*c.MarkMasqBit < 0 || *c.MarkMasqBit > 31) {
-			return errors.New("MasqMarkBit must be between 0 and 31")
+			return said("MasqMarkBit must be between 0 and 31")
 		}
 		if !slices.Contains([]string{"", "iptables", "nftables"}, c.Backend) {
 			return fmt.Errorf("unrecognized backend %q", c.Backend)
@@ -248,10 +248,10 @@ func checkPortNumbers(raw json.RawMessage) error {
 	}
 	for _, p := range all {
 		if p.ContainerPort <= 0 {
-			return fmt.Errorf("Invalid container port number: %d", p.ContainerPort)
+			return said("Invalid container port number: %d", p.ContainerPort)
 		}
 		if p.HostPort <= 0 {
-			return fmt.Errorf("Invalid host port number: %d", p.HostPort)
+			return said("Invalid host port number: %d", p.HostPort)
 		}
 	}
 	return nil
@@ -343,7 +343,7 @@ var bandwidth = link{
 	},
 	is: func(_ context.Context, _ *ward, c *linkConf, ep berth.Endpoint) error {
 		if ep.Rates != c.rates {
-			return errors.New("Rate doesn't match")
+			return said("Rate doesn't match")
 		}
 		return nil
 	},

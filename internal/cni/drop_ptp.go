@@ -92,7 +92,7 @@ func (c *ptpConf) attach(ctx context.Context, args *skel.CmdArgs, h *attach.Host
 	p.Routes = append(first, p.Routes...)
 	p.MTU, p.NoSubnet = c.MTU, true
 	if err := h.Forward(ctx, p.Addrs); err != nil {
-		return fmt.Errorf("Could not enable IP forwarding: %w", err)
+		return said("Could not enable IP forwarding: %w", err)
 	}
 	end, err := h.Attach(ctx, p)
 	if err != nil {

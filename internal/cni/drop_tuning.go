@@ -175,7 +175,7 @@ func allowed(sysctl map[string]string) error {
 	}
 	for _, name := range slices.Sorted(maps.Keys(sysctl)) {
 		if !slices.ContainsFunc(list, func(r *regexp.Regexp) bool { return r.MatchString(name) }) {
-			return fmt.Errorf("Sysctl %s is not allowed. Only the following sysctls are allowed: %v", name, list)
+			return said("Sysctl %s is not allowed. Only the following sysctls are allowed: %v", name, list)
 		}
 	}
 	return s.Err()
@@ -207,7 +207,7 @@ func tuningAdd(args *skel.CmdArgs) error {
 		return err
 	}
 	if r == nil {
-		return errors.New("Required prevResult missing")
+		return said("Required prevResult missing")
 	}
 	h, err := openNS(args.Netns)
 	if err != nil {
@@ -315,7 +315,7 @@ func tuningCheck(args *skel.CmdArgs) error {
 		return err
 	}
 	if r, err := previousOf(&c.NetConf); err != nil || r == nil {
-		return errors.Join(err, errors.New("Required prevResult missing"))
+		return errors.Join(err, said("Required prevResult missing"))
 	}
 	h, err := openNS(args.Netns)
 	if err != nil {
@@ -332,12 +332,12 @@ func tuningCheck(args *skel.CmdArgs) error {
 			return err
 		}
 		if now != want {
-			return fmt.Errorf("Error: Tuning configured value of %s is %s, current value is %s", path, want, now)
+			return said("Error: Tuning configured value of %s is %s, current value is %s", path, want, now)
 		}
 	}
 	l, err := h.Inside(args.IfName)
 	if err != nil {
-		return fmt.Errorf("Cannot find container link %s", args.IfName)
+		return said("Cannot find container link %s", args.IfName)
 	}
 	mac, _ := net.ParseMAC(c.MAC)
 	for _, d := range []struct {
@@ -352,7 +352,7 @@ func tuningCheck(args *skel.CmdArgs) error {
 		{"Transmit Queue Length", c.TxQueue != nil, value(c.TxQueue), l.TxQueue},
 	} {
 		if d.asked && d.want != d.have {
-			return fmt.Errorf("Error: Tuning configured %s of %s is %v, current value is %v", d.what, args.IfName, d.want, d.have)
+			return said("Error: Tuning configured %s of %s is %v, current value is %v", d.what, args.IfName, d.want, d.have)
 		}
 	}
 	return nil

@@ -85,6 +85,9 @@ func asDropIn(err error) error {
 	return &types.Error{Code: e.Code, Msg: e.Msg, Details: e.Details}
 }
 
+// said is an error in the words of a reference plugin, which callers know.
+func said(format string, args ...any) error { return fmt.Errorf(format, args...) }
+
 // refusedKeys refuses what a plugin has by that name and this one has not. A
 // key that is nobody's is left alone, as the reference plugins do.
 func refusedKeys(tables map[string]map[string]key, conf []byte) error {

@@ -80,7 +80,7 @@ func Load(conf []byte, args string) (*Config, error) {
 		return nil, err
 	}
 	if n.IPAM == nil {
-		return nil, errors.New("IPAM config missing 'ipam' key")
+		return nil, said("IPAM config missing 'ipam' key")
 	}
 	c := &Config{Name: n.Name, CNIVersion: n.CNIVersion, DataDir: n.IPAM.DataDir, ResolvConf: n.IPAM.ResolvConf, Routes: n.IPAM.Routes}
 	if c.DataDir == "" {
@@ -111,6 +111,9 @@ func Load(conf []byte, args string) (*Config, error) {
 	}
 	return c, c.take(append(n.RuntimeConfig.IPRanges, ranges...))
 }
+
+// said is an error in the words of the reference plugin, which callers know.
+func said(format string, args ...any) error { return fmt.Errorf(format, args...) }
 
 // parseIP reads an address, with or without a length.
 func parseIP(s string) (netip.Addr, error) {
@@ -143,7 +146,7 @@ func (c *Config) take(ranges [][]spanConfig) error {
 	}
 	if families[true] > 1 || families[false] > 1 {
 		if several, err := version.GreaterThanOrEqualTo(c.CNIVersion, "0.3.0"); err != nil || !several {
-			return fmt.Errorf("CNI version %s does not support more than 1 address per family", c.CNIVersion)
+			return said("CNI version %s does not support more than 1 address per family", c.CNIVersion)
 		}
 	}
 	return nil
@@ -180,10 +183,10 @@ func newSpan(c spanConfig) (span, error) {
 		return span{}, fmt.Errorf("invalid CIDR address: %s", c.Subnet)
 	}
 	if p.Bits() > p.Addr().BitLen()-2 {
-		return span{}, fmt.Errorf("Network %s too small to allocate from", p)
+		return span{}, said("Network %s too small to allocate from", p)
 	}
 	if p != p.Masked() {
-		return span{}, fmt.Errorf("Network has host bits set. For a subnet mask of length %d the network address is %s", p.Bits(), p.Masked().Addr())
+		return span{}, said("Network has host bits set. For a subnet mask of length %d the network address is %s", p.Bits(), p.Masked().Addr())
 	}
 	s := span{subnet: p}
 	first, last := p.Addr().Next(), lastOf(p)
@@ -207,7 +210,7 @@ func newSpan(c spanConfig) (span, error) {
 		}
 	}
 	if s.last.Less(s.first) {
-		return s, fmt.Errorf("RangeEnd %s not in network %s: it is before RangeStart %s", s.last, p, s.first)
+		return s, said("RangeEnd %s not in network %s: it is before RangeStart %s", s.last, p, s.first)
 	}
 	return s, nil
 }
