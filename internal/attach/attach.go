@@ -123,6 +123,16 @@ func (h *Host) HostEnd(name string) (string, error) {
 	return end, err
 }
 
+// BridgeOf is the bridge of which a link of the host is a port; empty for none.
+func (h *Host) BridgeOf(port string) (string, error) {
+	all, err := h.k.Links(plan.Host)
+	at := slices.IndexFunc(all, func(l Link) bool { return l.Name == port })
+	if err != nil || at < 0 {
+		return "", err
+	}
+	return all[at].Master, nil
+}
+
 // RoutesInside are the destinations and gateways of the namespace's routes.
 func (h *Host) RoutesInside() (map[netip.Prefix][]netip.Addr, error) { return h.k.RoutesOf(inside) }
 

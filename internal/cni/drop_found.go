@@ -79,6 +79,9 @@ func (w *ward) mine(ctx context.Context) ([]berth.Endpoint, error) {
 
 // adopt finds the endpoint, or records what a result says of it, and notes that
 // the plugin wants something of it.
+//
+// The host may have no part in what the bridge carries: then there is nothing
+// of the firewall to want, and only limits and neighbours are left.
 func (w *ward) adopt(ctx context.Context, r *current.Result, masquerade bool) (berth.Network, berth.Endpoint, error) {
 	have, err := w.mine(ctx)
 	if err != nil {
@@ -123,6 +126,9 @@ func (w *ward) network(ctx context.Context, r *current.Result, masquerade bool) 
 	if err != nil {
 		return berth.Network{}, err
 	}
+	if len(subs) == 0 && (masquerade || bridge == "") {
+		return berth.Network{}, errNoPart
+	}
 	all, err := w.e.Networks(ctx)
 	if err != nil {
 		return berth.Network{}, err
@@ -130,6 +136,9 @@ func (w *ward) network(ctx context.Context, r *current.Result, masquerade bool) 
 	if bridge != "" {
 		for _, n := range all {
 			if n.Bridge == bridge {
+				if n.NoAddress {
+					return n.Network, nil
+				}
 				a := engine.Amendment{Subnets: subs}
 				if masquerade {
 					a.Masquerade = &masquerade
@@ -144,6 +153,9 @@ func (w *ward) network(ctx context.Context, r *current.Result, masquerade bool) 
 		Options: map[string]string{"open": "true", "masquerade": strconv.FormatBool(masquerade)},
 	}
 	if bridge != "" {
+		if len(subs) == 0 {
+			spec.Options = map[string]string{"address": "false"}
+		}
 		spec.Options["bridge"] = bridge
 	} else {
 		spec.Driver = berth.Link
@@ -164,6 +176,9 @@ func (w *ward) bridge(r *current.Result) (string, error) {
 	if err != nil || end == "" {
 		return "", cmp.Or(err, fmt.Errorf("container interface %s has no veth peer on the host", w.ifname))
 	}
+	if len(r.Interfaces) == 0 { // before 0.3.0 a result has none
+		return w.h.BridgeOf(end)
+	}
 	if !slices.ContainsFunc(r.Interfaces, func(l *current.Interface) bool { return l.Sandbox == "" && l.Name == end }) {
 		return "", fmt.Errorf("no veth peer of container interface found in host ns: prevResult has no interface %s", end)
 	}
@@ -182,8 +197,8 @@ func (w *ward) bridge(r *current.Result) (string, error) {
 	return "", nil
 }
 
-// subnets are those of the attachment's addresses, with the host's address as
-// the gateway.
+// subnets are those of the attachment's addresses in which the host has a part,
+// with its address as the gateway.
 func (w *ward) subnets(r *current.Result, bridge string) (subs []berth.Subnet, err error) {
 	var own []netip.Prefix
 	if bridge != "" {
@@ -213,9 +228,6 @@ func (w *ward) subnets(r *current.Result, bridge string) (subs []berth.Subnet, e
 		if !slices.ContainsFunc(subs, func(o berth.Subnet) bool { return o.Prefix == s.Prefix }) {
 			subs = append(subs, s)
 		}
-	}
-	if len(subs) == 0 {
-		return nil, fmt.Errorf("bridge %s has %w: isGateway gives it one", bridge, errNoPart)
 	}
 	return subs, nil
 }

@@ -93,9 +93,6 @@ func (l link) apply(ctx context.Context, args *skel.CmdArgs, c *linkConf) error 
 		return err
 	}
 	defer h.Close()
-	if len(c.result.Interfaces) == 0 {
-		return errors.New("no interfaces provided")
-	}
 	w, err := openWard(ctx, l.name, c.Name, args, h)
 	if err != nil {
 		return err
@@ -278,7 +275,7 @@ var firewall = link{
 	},
 	do: func(ctx context.Context, w *ward, c *linkConf, n berth.Network, ep berth.Endpoint) error {
 		open, apart := c.IngressPolicy == "" || c.IngressPolicy == "open", c.IngressPolicy == "isolated"
-		if n.Labels[labelFound] != "" {
+		if n.Labels[labelFound] != "" && !n.NoAddress {
 			if _, err := w.e.AmendNetwork(ctx, n.ID, engine.Amendment{Open: &open, Isolated: &apart}); err != nil {
 				return err
 			}
@@ -324,6 +321,9 @@ var bandwidth = link{
 		return err
 	},
 	do: func(ctx context.Context, w *ward, c *linkConf, _ berth.Network, ep berth.Endpoint) error {
+		if len(c.result.Interfaces) == 0 {
+			return errors.New("no interfaces provided")
+		}
 		ep, err := w.e.LimitEndpoint(ctx, ep, c.rates)
 		if err != nil {
 			return err
