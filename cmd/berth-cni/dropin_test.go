@@ -203,3 +203,40 @@ lock
 		t.Errorf("%s\nwant %s", got, want)
 	}
 }
+
+// TestDropInDetails is what the reference plugins have no example of.
+func TestDropInDetails(t *testing.T) {
+	n := newNode(t)
+	says := func(script, want string) {
+		t.Helper()
+		if out := n.must(t, script); out != want {
+			t.Errorf("%s: %q, want %q", script, out, want)
+		}
+	}
+	const call = `call() { CNI_COMMAND=$2 CNI_CONTAINERID=c CNI_NETNS=/run/netns/a CNI_IFNAME=eth0 CNI_PATH=/none /run/cni/bin/$1; }
+export NETCONFPATH=/run/net.d CNI_PATH=/run/cni/bin; `
+	says("mkdir -p /run/cni/bin /run/net.d && echo theirs >/run/cni/bin/ptp; berth cni install --drop-in --dir /run/cni/bin 2>&1 | grep -c \"not Berth's\"; ls /run/cni/bin; rm /run/cni/bin/ptp", "1\nberth\nptp\n")
+	n.must(t, "berth cni install --drop-in --dir /run/cni/bin && ip netns add a && ip netns add b")
+	// The type tells where the name does not.
+	says(call+`echo '{"cniVersion":"1.0.0","name":"n","type":"loopback"}' | call berth ADD | grep -o '"lo"'`, "\"lo\"\n")
+	// What is not there is refused by its name; what says nothing, or is nobody's, is not.
+	says(call+`echo '{"cniVersion":"1.0.0","name":"n","type":"bridge","vlan":7}' | call bridge ADD | grep -o 'unsupported key vlan: 7'
+echo '{"cniVersion":"1.0.0","name":"n","type":"bridge","vlan":0,"macspoofchk":false,"_note":1}' | call bridge ADD | grep -c '"eth0"'
+echo '{"cniVersion":"1.0.0","name":"n","type":"bridge","vlan":7}' | call bridge DEL`, "unsupported key vlan: 7\n1\n")
+	// A limit needs no address, and no way of the host's to it.
+	n.must(t, "set -e; "+call+`cat >/run/net.d/l.conflist <<'END'
+{"cniVersion":"1.0.0","name":"l","plugins":[{"type":"bridge","bridge":"br-l"},{"type":"bandwidth","egressRate":8000000,"egressBurst":800000}]}
+END
+cnitool add l /run/netns/a && cnitool check l /run/netns/a && berth check && tc qdisc | grep -q 'rate 8Mbit'; cnitool del l /run/netns/a && test -z "$(berth sandbox ls -q)"; ip link del br-l && ip link del cni0`)
+	// Hosts that share their files do not meet, and a pod of a drop-in is a
+	// sandbox like any other.
+	n.must(t, "set -e; "+call+`cat >/run/net.d/m.conflist <<'END'
+{"cniVersion":"1.0.0","name":"m","plugins":[{"type":"bridge","bridge":"br-m","isGateway":true,"ipMasq":true,"ipam":{"type":"host-local","dataDir":"/run/ips","subnet":"10.7.0.0/24"}},{"type":"portmap","capabilities":{"portMappings":true}}]}
+END
+export CAP_ARGS='{"portMappings":[{"hostPort":8080,"containerPort":80,"protocol":"tcp"}]}'
+cnitool add m /run/netns/a && berth publish "$(berth sandbox ls -q)" 8090:90 && berth check
+unshare -n sh -ec 'ip link set lo up; cnitool add m /run/netns/b; cnitool check m /run/netns/b; nft list table inet berth | grep -q "tcp . 8080"; cnitool del m /run/netns/b; test -z "$(nft list tables)"'
+berth check; cnitool del m /run/netns/a && test -z "$(berth sandbox ls -q)$(berth network ls -q)$(ls /run/ips/m/10.* 2>/dev/null)"; ip link del br-m && ip netns del a && ip netns del b && sysctl -qw net.ipv4.ip_forward=0 # the bridge leaves it on, as there`)
+	n.clean(t)
+	says("berth cni uninstall --dir /run/cni/bin; ls -A /run/cni/bin", "/run/cni/bin/berth\n")
+}
