@@ -130,6 +130,7 @@ type AddrRange struct{ First, Last netip.Addr }
 type UpdateOptions struct {
 	Interface string // default: the only endpoint on the network
 	Rates     berth.RateChange
+	whole     *berth.Rates // instead of Rates
 }
 
 // DisconnectOptions are which endpoints of a sandbox are disconnected.

@@ -156,6 +156,8 @@ type HostLink struct {
 type HostSide struct {
 	Bridge HostLink // none for a link network
 	End    HostLink // the host's end of the pair; none without one
+	// Turnstile is what the endpoint's own packets pass if they have a limit.
+	Turnstile HostLink
 	// Gateways are where the default routes lead that the endpoint gives its
 	// sandbox, one for each family.
 	Gateways []netip.Addr
@@ -186,7 +188,14 @@ func (e *Engine) HostSide(ctx context.Context, ep berth.Endpoint) (HostSide, err
 		side.Bridge, err = e.hostLink(n.Bridge)
 	}
 	if err == nil && n.HostEnd {
-		side.End, err = e.hostLink(plan.HostEnd(ep.ID))
+		end := plan.HostEnd(ep.ID)
+		if ep.Found {
+			end = ep.Link
+		}
+		side.End, err = e.hostLink(end)
+	}
+	if err == nil && ep.Rates.Out.Bits != 0 {
+		side.Turnstile, err = e.hostLink(plan.TurnstileOf(ep.ID))
 	}
 	if err != nil {
 		return side, fmt.Errorf("host side of endpoint %s: %w", short(ep.ID), err)

@@ -224,7 +224,7 @@ func (a *admission) endpoint(tx *store.Tx, n berth.Network) error {
 			return err
 		}
 	}
-	if a.o.Found && len(a.ep.Addrs) == 0 {
+	if a.o.Found && len(a.ep.Addrs) == 0 && n.Routed() { // else it is there for its limits
 		return fmt.Errorf("interface %s has no address of network %s (%s): %w", a.o.Interface, n.Name, prefixes(n.Subnets), berth.ErrInvalid)
 	}
 	if a.ep.MAC == (berth.MAC{}) {

@@ -16,7 +16,7 @@ func (a *admission) find(n berth.Network) (err error) {
 	if a.o.IP4.IsValid() || a.o.IP6.IsValid() || a.o.MAC != (berth.MAC{}) {
 		return fmt.Errorf("what was found has its addresses: none can be asked for: %w", berth.ErrInvalid)
 	}
-	if !n.Routed() {
+	if !n.HostEnd {
 		return fmt.Errorf("the host has no part in network %s: %w", n.Name, berth.ErrInvalid)
 	}
 	var there bool

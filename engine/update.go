@@ -39,7 +39,12 @@ func (e *Engine) updateEndpoint(ctx context.Context, network, sandbox string, o 
 				return plan.Delta{}, err
 			}
 			ep = was
-			if ep.Rates, err = o.Rates.Of(was.Rates); err != nil {
+			if o.whole != nil {
+				ep.Rates, err = *o.whole, o.whole.Check()
+			} else {
+				ep.Rates, err = o.Rates.Of(was.Rates)
+			}
+			if err != nil {
 				return plan.Delta{}, err
 			}
 			if err := limitable(n, ep); err != nil {

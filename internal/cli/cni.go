@@ -29,26 +29,37 @@ other. docs/cni.md has every key of a configuration.`,
 
 func (p *program) cniInstall() *cobra.Command {
 	var dir string
-	var force bool
+	var force, dropIn bool
 	cmd := &cobra.Command{
 		Use: "install", Short: "Put the plugin where runtimes look for it", Args: cobra.NoArgs,
 		Long: `Put the plugin where runtimes look for it, under the name berth. It is the
 program berth-cni beside this one, or else in PATH. A file that is not Berth's
-is not replaced without --force.`,
-		Example: "  berth cni install\n  berth cni install --dir /usr/lib/cni",
+is not replaced without --force. With --drop-in it stands in for the reference
+plugins too: links of their names lead to it, and configurations written for
+them run unchanged.`,
+		Example: "  berth cni install\n  berth cni install --dir /usr/lib/cni\n  berth cni install --drop-in",
 		RunE: func(*cobra.Command, []string) error {
 			from, err := pluginProgram()
 			if err != nil {
 				return err
 			}
 			path, err := cni.Install(from, dir, force)
-			if err == nil {
-				p.say(path)
+			if err != nil {
+				return err
+			}
+			p.say(path)
+			if !dropIn {
+				return nil
+			}
+			links, err := cni.InstallLinks(dir, force)
+			for _, link := range links {
+				p.say(link)
 			}
 			return err
 		},
 	}
 	pluginFlags(cmd, &dir, &force)
+	cmd.Flags().BoolVar(&dropIn, "drop-in", false, "also under the names of the reference plugins")
 	return cmd
 }
 

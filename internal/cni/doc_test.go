@@ -16,13 +16,24 @@ var update = flag.Bool("update", false, "write the table of docs/cni.md")
 func TestKeysAreDocumented(t *testing.T) {
 	const file, mark = "../../docs/cni.md", "go test ./internal/cni -update -->\n"
 	var b strings.Builder
-	for _, part := range []struct {
+	type section struct {
 		title string
 		keys  map[string]key
-	}{
+	}
+	parts := []section{
 		{"Of the configuration", topKeys}, {"Of `ipam`, where `type` is `host-local` or not there", ipamKeys},
 		{"Of `runtimeConfig`: capabilities", runtimeKeys}, {"Of `CNI_ARGS`", argKeys},
-	} {
+	}
+	for _, name := range DropIns() {
+		flat := map[string]key{}
+		for table, keys := range dropIns[name].keys {
+			for name, k := range keys {
+				flat[strings.TrimPrefix(table+"."+name, ".")] = k
+			}
+		}
+		parts = append(parts, section{"In the place of `" + name + "`", flat})
+	}
+	for _, part := range parts {
 		fmt.Fprintf(&b, "\n### %s\n\n| key | | |\n|---|---|---|\n", part.title)
 		for _, v := range []string{same, differs, own, refused} {
 			for _, name := range slices.Sorted(maps.Keys(part.keys)) {

@@ -50,7 +50,7 @@ func Install(from, dir string, force bool) (string, error) {
 	return path, nil
 }
 
-// Uninstall removes the plugin from dir and returns its path. A file that is
+// Uninstall removes the plugin from dir, with the links to it, and returns its path. A file that is
 // not ours goes only by force.
 func Uninstall(dir string, force bool) (string, error) {
 	path := filepath.Join(dir, pluginName)
@@ -62,12 +62,64 @@ func Uninstall(dir string, force bool) (string, error) {
 		err = replaceable(path, ours(path), force)
 	}
 	if err == nil {
+		err = uninstallLinks(dir)
+	}
+	if err == nil {
 		err = os.Remove(path)
 	}
 	if err != nil {
 		return "", fmt.Errorf("uninstall %s: %w", path, err)
 	}
 	return path, nil
+}
+
+// InstallLinks puts a link to the plugin into dir for each reference plugin that
+// it stands in for, and returns their paths. None is put if a file there that is
+// not ours is in the way, unless by force.
+func InstallLinks(dir string, force bool) (paths []string, err error) {
+	for _, name := range DropIns() {
+		path := filepath.Join(dir, name)
+		if err := replaceable(path, ours(path), force); err != nil {
+			return nil, fmt.Errorf("install %s: %w", path, err)
+		}
+	}
+	for _, name := range DropIns() {
+		path := filepath.Join(dir, name)
+		if err := placeLink(path); err != nil {
+			return paths, fmt.Errorf("install %s: %w", path, err)
+		}
+		paths = append(paths, path)
+	}
+	return paths, nil
+}
+
+// placeLink puts a link to the plugin over what is there.
+func placeLink(path string) error {
+	fresh := filepath.Join(filepath.Dir(path), ".berth-"+filepath.Base(path))
+	if err := os.Remove(fresh); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := os.Symlink(pluginName, fresh); err != nil {
+		return err
+	}
+	if err := os.Rename(fresh, path); err != nil {
+		return errors.Join(err, os.Remove(fresh))
+	}
+	return nil
+}
+
+// uninstallLinks removes the links to the plugin from dir.
+func uninstallLinks(dir string) error {
+	for _, name := range DropIns() {
+		path := filepath.Join(dir, name)
+		if to, err := os.Readlink(path); err != nil || to != pluginName {
+			continue
+		}
+		if err := os.Remove(path); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // ours reports whether a file is the plugin's program.

@@ -31,8 +31,8 @@ func no(why string) key { return key{verdict: refused, why: why} }
 func nothing(*config, json.RawMessage) error { return nil }
 
 const (
-	dropIn = "it is of the plugin that the name says; type berth has no such part: "
-	shaped = "all that enters or leaves an attachment is shaped"
+	elsewhere = "it is of the plugin that the name says; type berth has no such part: "
+	shaped    = "all that enters or leaves an attachment is shaped"
 )
 
 var topKeys = map[string]key{
@@ -90,11 +90,11 @@ var topKeys = map[string]key{
 	"egressBurst":               {same, "of every attachment; the capability counts more", plain(func(c *config) *uint64 { return &c.rates.EgressBurst }), false},
 	"unshapedSubnets":           no(shaped),
 	"shapedSubnets":             no(shaped),
-	"sysctl":                    no(dropIn + "chain the plugin tuning behind"),
+	"sysctl":                    no(elsewhere + "chain the plugin tuning behind"),
 	"mac":                       no("give it for one attachment: capability mac, or MAC in CNI_ARGS"),
-	"promisc":                   no(dropIn + "chain the plugin tuning behind"),
-	"allmulti":                  no(dropIn + "chain the plugin tuning behind"),
-	"txQLen":                    no(dropIn + "chain the plugin tuning behind"),
+	"promisc":                   no(elsewhere + "chain the plugin tuning behind"),
+	"allmulti":                  no(elsewhere + "chain the plugin tuning behind"),
+	"txQLen":                    no(elsewhere + "chain the plugin tuning behind"),
 	"dataDir":                   no("it is a key of ipam; addresses are in Berth's own store"),
 }
 

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -28,8 +29,28 @@ var versions = []string{"0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"}
 // and returns the exit status. A signal ends it wherever it is: what it leaves
 // the next call finishes or takes away.
 func Main() int {
-	return run(context.Background(), os.Getenv, os.Stdin, os.Stdout, os.Stderr)
+	name := filepath.Base(os.Args[0])
+	if d, ok := dropIns[name]; ok {
+		return d.main(name)
+	}
+	var in io.Reader = os.Stdin
+	if c := os.Getenv("CNI_COMMAND"); c != "" && c != "VERSION" {
+		b, err := io.ReadAll(os.Stdin)
+		name := asked(b)
+		if d, ok := dropIns[name]; ok && err == nil {
+			if err = replay(b); err == nil {
+				return d.main(name)
+			}
+		}
+		in = io.MultiReader(bytes.NewReader(b), failing{err})
+	}
+	return run(context.Background(), os.Getenv, in, os.Stdout, os.Stderr)
 }
+
+// failing is what cannot be read further.
+type failing struct{ err error }
+
+func (f failing) Read([]byte) (int, error) { return 0, cmp.Or(f.err, io.EOF) }
 
 // A call is one execution of the plugin.
 type call struct {

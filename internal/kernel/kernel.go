@@ -330,18 +330,25 @@ func (s session) do(step plan.Step) error {
 	case plan.UpLink:
 		return s.put("bring up link", step.Key.Name, step.Key.Place, func(p *place) error { return s.upLink(p, step.Key.Name) })
 	case plan.DropLinks:
-		return s.drop("delete links", strings.Join(step.Names, ", "), step.Place, func(p *place) error { return p.dropLinks(step.Names) })
+		return s.drop("delete links", strings.Join(step.Names, ", "), step.Place, func(p *place) error { return p.dropLinks(step.Names, step.Others) })
+	case plan.TuneLink:
+		return s.put("change link", step.Key.Name, step.Key.Place, func(p *place) error { return p.tune(step) })
 	case plan.PutShape:
 		if step.Shape == (plan.Shape{}) {
 			return s.drop("let pass on", step.Key.Name, step.Key.Place, func(p *place) error { return ignoreGone(p.putShape(step)) })
 		}
 		return s.put("limit link", step.Key.Name, step.Key.Place, func(p *place) error { return p.putShape(step) })
 	case plan.PutAddr:
-		return s.put("put address", step.Key.Prefix.String()+" on "+step.Key.Link.Name, step.Key.Link.Place, func(p *place) error { return p.putAddr(step.Key) })
+		return s.put("put address", step.Key.Prefix.String()+" on "+step.Key.Link.Name, step.Key.Link.Place, func(p *place) error { return p.putAddr(step.Key, step.NoSubnet) })
 	case plan.DropAddr:
 		return s.drop("drop address", step.Key.Prefix.String()+" on "+step.Key.Link.Name, step.Key.Link.Place, func(p *place) error { return p.dropAddr(step.Key) })
 	case plan.PutRoute:
-		return s.put("put route", step.Key.Dst.String()+" dev "+step.Key.Dev, step.Key.Place, func(p *place) error { return p.putRoute(step.Key, step.Route) })
+		return s.put("put route", step.Key.Dst.String()+" dev "+step.Key.Dev, step.Key.Place, func(p *place) error {
+			if step.Others {
+				return p.putOthersRoute(step.Key, step.Route)
+			}
+			return p.putRoute(step.Key, step.Route)
+		})
 	case plan.DropRoute:
 		return s.drop("drop route", step.Key.Dst.String()+" dev "+step.Key.Dev, step.Key.Place, func(p *place) error { return p.dropRoute(step.Key, step.Route) })
 	case plan.PutRule:

@@ -391,9 +391,9 @@ func linkAt(index int) *nl.IfInfomsg {
 	return msg
 }
 
-// dropLinks deletes links of ours. Many are put into a link group of their own
+// dropLinks deletes links of ours, or others' too. Many are put into a link group of their own
 // and deleted at once: one by one each waits for a grace period of its own.
-func (p *place) dropLinks(names []string) error {
+func (p *place) dropLinks(names []string, others bool) error {
 	var ours []int
 	for _, n := range names {
 		delete(p.index, n)
@@ -404,7 +404,7 @@ func (p *place) dropLinks(names []string) error {
 		if err != nil {
 			return err
 		}
-		if l.ours() {
+		if others || l.ours() {
 			ours = append(ours, l.Index)
 		}
 	}

@@ -74,6 +74,8 @@ type LinkInfo struct {
 	MAC               berth.MAC
 	Master            string // empty from a look at one link
 	Up, promisc       bool
+	AllMulti          bool
+	TxQueue           int // packets
 
 	Addrs []netip.Prefix // from [Kernel.Links]
 
@@ -82,6 +84,12 @@ type LinkInfo struct {
 	group                          uint32
 	loopback                       bool
 }
+
+// Promisc reports whether the link takes up every frame.
+func (l LinkInfo) Promisc() bool { return l.promisc }
+
+// PortOf reports whether the link is a port of a bridge.
+func (l LinkInfo) PortOf(bridge LinkInfo) bool { return l.master == bridge.Index }
 
 // ours reports whether Berth made the link.
 func (l LinkInfo) ours() bool {
@@ -92,6 +100,7 @@ func parseLink(m []byte) (l LinkInfo, err error) {
 	msg := nl.DeserializeIfInfomsg(m)
 	l.Index, l.Up = int(msg.Index), msg.Flags&unix.IFF_UP != 0
 	l.promisc = msg.Flags&unix.IFF_PROMISC != 0
+	l.AllMulti = msg.Flags&unix.IFF_ALLMULTI != 0
 	l.loopback = msg.Flags&unix.IFF_LOOPBACK != 0
 	attrs, err := nl.ParseRouteAttr(m[msg.Len():])
 	if err != nil {
@@ -109,6 +118,8 @@ func parseLink(m []byte) (l LinkInfo, err error) {
 			if len(a.Value) == 6 {
 				l.MAC = berth.MAC(a.Value)
 			}
+		case unix.IFLA_TXQLEN:
+			l.TxQueue = int(number(a.Value))
 		case unix.IFLA_MASTER:
 			l.master = int(number(a.Value))
 		case unix.IFLA_LINK:

@@ -81,12 +81,19 @@ func broadcast(p netip.Prefix) (netip.Addr, bool) {
 	return netip.AddrFrom4(ip), true
 }
 
-func (p *place) putAddr(k plan.AddrKey) error {
+func (p *place) putAddr(k plan.AddrKey, noSubnet bool) error {
 	req, err := p.addrRequest(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_EXCL, k)
 	if err == nil {
+		if noSubnet {
+			flags := uint32(unix.IFA_F_NOPREFIXROUTE)
+			if k.Prefix.Addr().Is6() {
+				flags |= unix.IFA_F_NODAD
+			}
+			req.AddData(nl.NewRtAttr(unix.IFA_FLAGS, nl.Uint32Attr(flags)))
+		}
 		_, err = req.Execute(unix.NETLINK_ROUTE, 0)
 	}
-	if !errors.Is(err, unix.EEXIST) {
+	if !errors.Is(err, unix.EEXIST) || noSubnet {
 		return err
 	}
 	if req, err = p.addrRequest(unix.RTM_NEWADDR, unix.NLM_F_REPLACE, k); err == nil {

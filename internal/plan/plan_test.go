@@ -191,7 +191,7 @@ func drawHost(t *rapid.T) host {
 			}
 			if n.HostEnd {
 				e.Rates = berth.Rates{In: drawRate(t), Out: drawRate(t)}
-				if e.Found = n.Routed() && rapid.IntRange(0, 3).Draw(t, "found") == 0; e.Found {
+				if e.Found = n.HostEnd && rapid.IntRange(0, 3).Draw(t, "found") == 0; e.Found {
 					e.Link = fmt.Sprintf("veth%d%d", i, j)
 				}
 			}

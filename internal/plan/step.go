@@ -42,6 +42,18 @@ type (
 	DropLinks struct {
 		Place Place
 		Names []string
+		// Others: also those that are not Berth's; the caller knows whose they are.
+		Others bool
+	}
+	// TuneLink changes what is said of a link, whoever made it. No plan has it:
+	// it is for callers that are told to change what is others'.
+	TuneLink struct {
+		Key                   LinkKey
+		MTU                   int       // 0: as it is
+		MAC                   berth.MAC // zero: as it is
+		Promisc, AllMulti, Up *bool     // nil: as it is
+		Isolated              *bool     // of a bridge's port; nil: as it is
+		TxQueue               *int      // packets; nil: as it is
 	}
 
 	// PutShape holds back what passes a link, as Shape says; Was is how it was.
@@ -56,11 +68,15 @@ type (
 		// Bare says that the address stands and a route that the kernel made
 		// with it does not.
 		Bare bool
+		// NoSubnet says that the subnet is not reached by the link itself.
+		NoSubnet bool
 	}
 	DropAddr struct{ Key AddrKey }
 	PutRoute struct {
 		Key   RouteKey
 		Route Route
+		// Others: it is nobody's that can be known by its number.
+		Others bool
 	}
 	DropRoute struct {
 		Key   RouteKey
@@ -150,6 +166,7 @@ func (Transaction) step()    {}
 func (PutLink) step()        {}
 func (UpLink) step()         {}
 func (DropLinks) step()      {}
+func (TuneLink) step()       {}
 func (PutShape) step()       {}
 func (PutAddr) step()        {}
 func (DropAddr) step()       {}

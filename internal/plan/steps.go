@@ -240,7 +240,7 @@ func (b *builder) putLinks() {
 	b.linkSysctls()
 	b.putShapes(up)
 	for _, k := range sorted(b.d.Put.Addrs, compareAddr) {
-		b.add(PutAddr{k, b.bare(k)})
+		b.add(PutAddr{Key: k, Bare: b.bare(k)})
 	}
 	for _, k := range sorted(up, compareLink) {
 		if up[k] {
@@ -248,7 +248,7 @@ func (b *builder) putLinks() {
 		}
 	}
 	for _, k := range sorted(b.d.Put.Routes, compareRoute) {
-		b.add(PutRoute{k, b.d.Put.Routes[k]})
+		b.add(PutRoute{Key: k, Route: b.d.Put.Routes[k]})
 	}
 	for _, k := range sorted(b.d.Put.Rules, compareRule) {
 		b.add(PutRule{k})

@@ -207,3 +207,40 @@ func whySysctl(x plan.SetSysctl) string {
 	}
 	return "a kernel setting"
 }
+
+func (w *writer) tune(x plan.TuneLink) {
+	args := []string{x.Key.Name}
+	for _, f := range []struct {
+		word string
+		on   *bool
+	}{{"promisc", x.Promisc}, {"allmulticast", x.AllMulti}} {
+		switch {
+		case f.on != nil && *f.on:
+			args = append(args, f.word, "on")
+		case f.on != nil:
+			args = append(args, f.word, "off")
+		}
+	}
+	if x.MTU != 0 {
+		args = append(args, "mtu", strconv.Itoa(x.MTU))
+	}
+	if x.MAC != (berth.MAC{}) {
+		args = append(args, "address", x.MAC.String())
+	}
+	if x.TxQueue != nil {
+		args = append(args, "txqueuelen", strconv.Itoa(*x.TxQueue))
+	}
+	if x.Up != nil && *x.Up {
+		args = append(args, "up")
+	} else if x.Up != nil {
+		args = append(args, "down")
+	}
+	w.ip(x.Key.Place, "link set dev", args...)
+	if x.Isolated != nil {
+		on := "off"
+		if *x.Isolated {
+			on = "on"
+		}
+		w.ip(x.Key.Place, "link set dev", x.Key.Name, "type", "bridge_slave", "isolated", on)
+	}
+}

@@ -90,6 +90,9 @@ func (w *writer) step(step plan.Step) {
 		for _, name := range x.Names {
 			w.ipOr(x.Place, "link del dev", name)
 		}
+	case plan.TuneLink:
+		w.why = "what others made, as is asked"
+		w.tune(x)
 	case plan.PutShape:
 		w.putShape(x)
 	case plan.PutAddr:
