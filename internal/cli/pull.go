@@ -35,12 +35,18 @@ func sideBySide() { runtime.GOMAXPROCS(runtime.NumCPU()) }
 // layers give containers the files of their images.
 type layers struct{ *program }
 
-func (l layers) Lower(ctx context.Context, id string) ([]string, error) {
+// find opens the store and finds an image of it.
+func (l layers) find(ctx context.Context, id string) (*image.Store, image.Image, error) {
 	s, err := l.images()
 	if err != nil {
-		return nil, err
+		return nil, image.Image{}, err
 	}
 	img, err := s.Find(ctx, id)
+	return s, img, err
+}
+
+func (l layers) Lower(ctx context.Context, id string) ([]string, error) {
+	s, img, err := l.find(ctx, id)
 	if err != nil {
 		return nil, err
 	}
@@ -48,11 +54,7 @@ func (l layers) Lower(ctx context.Context, id string) ([]string, error) {
 }
 
 func (l layers) Copy(ctx context.Context, id, dir string) error {
-	s, err := l.images()
-	if err != nil {
-		return err
-	}
-	img, err := s.Find(ctx, id)
+	s, img, err := l.find(ctx, id)
 	if err != nil {
 		return err
 	}

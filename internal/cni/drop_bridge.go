@@ -124,6 +124,14 @@ func bridgeAdd(args *skel.CmdArgs) error {
 	if _, err := h.Bridge(ctx, c.Bridge, c.MTU, c.Promisc); err != nil {
 		return fmt.Errorf("failed to create bridge %q: %w", c.Bridge, err)
 	}
+	return addWith(ctx, args, &c.NetConf, from, h, c.attach)
+}
+
+// addWith takes addresses, lets a plugin attach with them, and answers. If it
+// cannot, they are given back.
+func addWith(ctx context.Context, args *skel.CmdArgs, conf *types.NetConf, from addresser, h *attach.Host,
+	plug func(context.Context, *skel.CmdArgs, *attach.Host, *current.Result) error,
+) (err error) {
 	if _, err := h.Inside(args.IfName); err == nil { // before anything is taken for it
 		return fmt.Errorf("container veth name (%q) %w", args.IfName, berth.ErrExists)
 	}
@@ -133,13 +141,13 @@ func bridgeAdd(args *skel.CmdArgs) error {
 			return err
 		}
 	}
-	if err := c.attach(ctx, args, h, r); err != nil {
+	if err := plug(ctx, args, h, r); err != nil {
 		return errors.Join(err, from.do(ctx, "DEL"))
 	}
-	if !c.DNS.IsEmpty() {
-		r.DNS = c.DNS
+	if !conf.DNS.IsEmpty() {
+		r.DNS = conf.DNS
 	}
-	return printResult(r, c.CNIVersion)
+	return printResult(r, conf.CNIVersion)
 }
 
 // attach connects the namespace and completes the result.
@@ -326,7 +334,8 @@ func detach(ctx context.Context, args *skel.CmdArgs, conf *types.NetConf, part s
 	return newAddresser(args, conf).do(ctx, "DEL")
 }
 
-func bridgeGC(args *skel.CmdArgs) error {
+// attachedGC is GC of the plugins that connect.
+func attachedGC(args *skel.CmdArgs) error {
 	var conf types.NetConf
 	if err := json.Unmarshal(args.StdinData, &conf); err != nil {
 		return fmt.Errorf("failed to load netconf: %w", err)
@@ -334,95 +343,4 @@ func bridgeGC(args *skel.CmdArgs) error {
 	ctx := context.Background()
 	err := inWard(ctx, conf.Type, conf.Name, args, func(w *ward) error { return w.collect(ctx, conf.ValidAttachments) })
 	return errors.Join(err, newAddresser(args, &conf).do(ctx, "GC"))
-}
-
-func bridgeCheck(args *skel.CmdArgs) error {
-	c, err := loadBridge(args)
-	if err != nil {
-		return err
-	}
-	h, err := openNS(args.Netns)
-	if err != nil {
-		return err
-	}
-	defer h.Close()
-	if err := newAddresser(args, &c.NetConf).do(context.Background(), "CHECK"); err != nil {
-		return err
-	}
-	r, err := previousOf(&c.NetConf)
-	if err != nil {
-		return err
-	}
-	if r == nil {
-		return said("Required prevResult missing")
-	}
-	br, err := h.OnHost(c.Bridge)
-	if err != nil {
-		return said("Interface name %s not found: %w", c.Bridge, err)
-	}
-	told := slices.IndexFunc(r.Interfaces, func(i *current.Interface) bool { return i.Name == c.Bridge && i.Sandbox == "" })
-	switch {
-	case br.Kind != "bridge":
-		return said("Interface %s does not have link type of bridge", c.Bridge)
-	case told < 0:
-		return said("Interface name missing ")
-	case r.Interfaces[told].Mac != "" && r.Interfaces[told].Mac != br.MAC.String():
-		return said("Bridge interface %s Mac doesn't match: %s", c.Bridge, r.Interfaces[told].Mac)
-	case br.Promisc() != c.Promisc:
-		return said("Bridge interface %s configured Promisc Mode %v doesn't match current state: %v ", c.Bridge, c.Promisc, br.Promisc())
-	}
-	end, err := checkInside(h, args, r)
-	if err != nil {
-		return err
-	}
-	l, err := h.OnHost(end)
-	if err != nil || !l.PortOf(br) || !slices.ContainsFunc(r.Interfaces, func(i *current.Interface) bool {
-		return i.Name == end && i.Sandbox == "" && (i.Mac == "" || i.Mac == l.MAC.String())
-	}) {
-		return said("CNI veth created for bridge %s was not found", c.Bridge)
-	}
-	return nil
-}
-
-// checkInside compares what is inside with the result of ADD, and returns the
-// name of the other end.
-func checkInside(h *attach.Host, args *skel.CmdArgs, r *current.Result) (end string, err error) {
-	told := slices.IndexFunc(r.Interfaces, func(i *current.Interface) bool { return i.Name == args.IfName && i.Sandbox == args.Netns })
-	if told < 0 {
-		return "", said("Sandbox in prevResult doesn't match configured netns: %s", args.Netns)
-	}
-	l, err := h.Inside(args.IfName)
-	if err != nil {
-		return "", said("Interface name %s not found: %w", args.IfName, err)
-	}
-	if l.Kind != "veth" {
-		return "", said("Error: Container interface %s not of type veth", args.IfName)
-	}
-	if mac := r.Interfaces[told].Mac; mac != "" && mac != l.MAC.String() {
-		return "", said("Interface %s Mac %s doesn't match container Mac: %s", args.IfName, mac, l.MAC)
-	}
-	for _, ip := range r.IPs {
-		a, err := prefixOf(ip.Address)
-		if err != nil || ip.Interface == nil || *ip.Interface != told {
-			continue
-		}
-		if !slices.Contains(l.Addrs, a) {
-			return "", said("Failed to match addr %s on interface %s", a, args.IfName)
-		}
-	}
-	have, err := h.RoutesInside()
-	if err != nil {
-		return "", err
-	}
-	for _, route := range r.Routes {
-		dst, err := prefixOf(route.Dst)
-		if err != nil || route.Table != nil {
-			continue
-		}
-		gw, by := netip.AddrFromSlice(route.GW)
-		if ways := have[dst.Masked()]; len(ways) == 0 || by && !slices.Contains(ways, gw.Unmap()) {
-			return "", said("Expected Route %s not found in routing table", dst)
-		}
-	}
-	return h.HostEnd(args.IfName)
 }

@@ -11,7 +11,6 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
 
-	"berth"
 	"berth/internal/attach"
 )
 
@@ -52,20 +51,7 @@ func ptpAdd(args *skel.CmdArgs) error {
 		return err
 	}
 	defer h.Close()
-	if _, err := h.Inside(args.IfName); err == nil { // before anything is taken for it
-		return fmt.Errorf("container veth name (%q) %w", args.IfName, berth.ErrExists)
-	}
-	r, err := from.add(ctx)
-	if err != nil {
-		return err
-	}
-	if err := c.attach(ctx, args, h, r); err != nil {
-		return errors.Join(err, from.do(ctx, "DEL"))
-	}
-	if !c.DNS.IsEmpty() {
-		r.DNS = c.DNS
-	}
-	return printResult(r, c.CNIVersion)
+	return addWith(ctx, args, &c.NetConf, from, h, c.attach)
 }
 
 // attach connects the namespace: all that leaves goes to the gateway, which is
@@ -116,25 +102,16 @@ func ptpDel(args *skel.CmdArgs) error {
 	return detach(context.Background(), args, &c.NetConf, "ptp", c.IPMasq)
 }
 
-func ptpGC(args *skel.CmdArgs) error { return bridgeGC(args) }
-
 func ptpCheck(args *skel.CmdArgs) error {
 	c, err := loadPTP(args)
 	if err != nil {
 		return err
 	}
-	h, err := openNS(args.Netns)
+	h, r, err := openCheck(args, &c.NetConf)
 	if err != nil {
 		return err
 	}
 	defer h.Close()
-	if err := newAddresser(args, &c.NetConf).do(context.Background(), "CHECK"); err != nil {
-		return err
-	}
-	r, err := previousOf(&c.NetConf)
-	if err != nil {
-		return err
-	}
 	if r == nil {
 		return errors.New("ptp: Required prevResult missing")
 	}

@@ -32,12 +32,12 @@ type dropIn struct {
 var dropIns = map[string]dropIn{
 	"host-local": {skel.CNIFuncs{Add: hostLocalAdd, Del: hostLocalDel, Check: hostLocalCheck, GC: hostLocalGC, Status: hostLocalStatus}, "0.1.0", hostLocalKeys},
 	"loopback":   {skel.CNIFuncs{Add: loopbackAdd, Del: loopbackDel, Check: loopbackCheck}, "0.1.0", loopbackKeys},
-	"bridge":     {skel.CNIFuncs{Add: bridgeAdd, Del: bridgeDel, Check: bridgeCheck, GC: bridgeGC, Status: ipamStatus}, "0.1.0", bridgeKeys},
+	"bridge":     {skel.CNIFuncs{Add: bridgeAdd, Del: bridgeDel, Check: bridgeCheck, GC: attachedGC, Status: ipamStatus}, "0.1.0", bridgeKeys},
 	"portmap":    {portmap.funcs(), "0.1.0", portmapKeys},
 	"firewall":   {firewall.funcs(), "0.4.0", firewallKeys},
 	"bandwidth":  {bandwidth.funcs(), "0.3.0", bandwidthKeys},
 	"tuning":     {skel.CNIFuncs{Add: tuningAdd, Del: tuningDel, Check: tuningCheck}, "0.1.0", tuningKeys},
-	"ptp":        {skel.CNIFuncs{Add: ptpAdd, Del: ptpDel, Check: ptpCheck, GC: ptpGC, Status: ipamStatus}, "0.1.0", ptpKeys},
+	"ptp":        {skel.CNIFuncs{Add: ptpAdd, Del: ptpDel, Check: ptpCheck, GC: attachedGC, Status: ipamStatus}, "0.1.0", ptpKeys},
 }
 
 // DropIns returns the names of the reference plugins that the program stands in
